@@ -1,0 +1,12 @@
+"""Kernels for graph transformers, and the methods built on them."""
+
+from gtkern import _native
+
+_native.load()
+
+from gtkern import ops  # noqa: E402
+from gtkern.graph import Graph  # noqa: E402
+
+__all__ = ["Graph", "__version__", "ops"]
+
+__version__ = "0.1.0"

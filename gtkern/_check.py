@@ -1,0 +1,95 @@
+"""Checks at the door of every op: each message names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def tensor(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def floating(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor of a floating dtype that kernels have."""
+    tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
+        )
+
+
+def rank(name: str, value: Tensor, axes: str) -> None:
+    """Raise ValueError unless `value` has the dimensions `axes`, named as in "N_dst, H, D"."""
+    if value.dim() != len(axes.split(",")):
+        raise ValueError(f"{name} must have shape [{axes}], got {list(value.shape)}")
+
+
+def shape(name: str, value: Tensor, axes: str, sizes: Sequence[int]) -> None:
+    """Raise ValueError unless `value` has exactly `sizes`; `axes` names them."""
+    if list(value.shape) != list(sizes):
+        raise ValueError(
+            f"{name} must have shape [{axes}] = {list(sizes)}, got {list(value.shape)}"
+        )
+
+
+def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise TypeError unless both tensors have one dtype."""
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} must have the dtype of {other_name} ({other.dtype}), got {value.dtype}")
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless all given tensors lie on the first one's device."""
+    first_name, first = "", None
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        if first is None:
+            first_name, first = name, value
+        elif value.device != first.device:
+            raise ValueError(
+                f"{name} must be on the device of {first_name} ({first.device}), got {value.device}"
+            )
+
+
+def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+    """Return `value` as a float in low .. high.
+
+    Raises:
+        TypeError: no number. ValueError: outside the range, or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    bracket = "(" if open_low else "["
+    if not (low < value if open_low else low <= value) or not value <= high:
+        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value:g}")
+    return float(value)
+
+
+def seed(name: str, value: int | Tensor | None) -> Tensor:
+    """Return `value` as a 0-d int64 CPU tensor; None draws one from torch's default generator.
+
+    A tensor, not a number: torch.compile then needs neither a new graph for each seed nor a break.
+    """
+    if value is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+    if isinstance(value, Tensor):
+        if value.dtype != torch.int64 or value.dim() != 0 or value.device.type != "cpu":
+            raise TypeError(
+                f"{name} must be an integer or a 0-d int64 CPU tensor, got {value.dtype} "
+                f"{list(value.shape)} on {value.device}"
+            )
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit in 64 signed bits, got {value}")
+    return torch.tensor(value, dtype=torch.int64)

@@ -1,0 +1,417 @@
+"""Graph: the edges in the order kernels want, made and checked once, used by every op."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gtkern import _native
+
+__all__ = ["HEAVY_ROW_EDGES", "Adjacency", "Graph"]
+
+HEAVY_ROW_EDGES = 1024
+"""GPU kernels split rows with more edges than this into items of at most this many."""
+
+_INDEX_DTYPES = (torch.int32, torch.int64)
+_MAX_NODES = 2**31 - 1
+
+
+class Adjacency(NamedTuple):
+    """The edges grouped by one end, in the layout that kernels read.
+
+    Attributes:
+        ptr: int64 [rows + 1]; row r owns the positions ptr[r] .. ptr[r + 1].
+        index: int32 [E]; the other end of each edge.
+        edge_id: int64 [E]; the caller's number of the edge at each position. Empty: the identity.
+        edge_type: uint8 [E], ascending inside a row when the graph was made from an edge list.
+            Empty: all edges have type 0.
+        heavy: int64 [M, 3]; items (row, begin, end) that cover the rows with more than
+            HEAVY_ROW_EDGES edges, in order. Empty when there is none.
+    """
+
+    ptr: Tensor
+    index: Tensor
+    edge_id: Tensor
+    edge_type: Tensor
+    heavy: Tensor
+
+
+class Graph:
+    """A directed, possibly bipartite graph, grouped by destination (CSR).
+
+    Row i holds the edges j -> i that come into node i: node i gathers from its sources. Duplicate
+    edges stay separate edges. The grouping by source (CSC), which backward passes need, is made on
+    first use and kept.
+
+    Make one with `Graph.from_edge_index`, `Graph.from_csr` or `Graph.from_any`.
+    """
+
+    def __init__(self, csr: Adjacency, num_nodes: tuple[int, int], num_edge_types: int) -> None:
+        self.csr = csr
+        self._num_nodes = num_nodes
+        self.num_edge_types = num_edge_types
+        self._csc: Adjacency | None = None
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        num_nodes: int | tuple[int, int] | None = None,
+        *,
+        edge_type: Tensor | None = None,
+    ) -> Graph:
+        """Group an edge list by destination.
+
+        Args:
+            edge_index: int32 or int64 [2, E]; row 0 the sources j, row 1 the destinations i (PyG's
+                convention). A PyG `EdgeIndex` works too.
+            num_nodes: N, or (N_src, N_dst) for a bipartite graph; default: the size an `EdgeIndex`
+                carries, else one more than the largest index.
+            edge_type: integers [E] in 0 .. 255: the type of each edge.
+
+        Raises:
+            TypeError: an argument is no tensor or has the wrong dtype.
+            ValueError: wrong shape, an index out of range, a type out of range, or two devices.
+        """
+        if not isinstance(edge_index, Tensor):
+            raise TypeError(f"edge_index must be a tensor, got {type(edge_index).__name__}")
+        if num_nodes is None and hasattr(edge_index, "sparse_size"):
+            sizes = edge_index.sparse_size()
+            num_nodes = None if None in sizes else (int(sizes[0]), int(sizes[1]))
+        edge_index = edge_index.as_subclass(Tensor)
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
+        _check_index_dtype("edge_index", edge_index)
+        source, destination = edge_index[0], edge_index[1]
+        sizes = _node_counts(num_nodes, source, destination)
+        _check_range("edge_index[0] (the sources)", source, sizes[0])
+        _check_range("edge_index[1] (the destinations)", destination, sizes[1])
+        types, num_edge_types = _check_edge_type(edge_type, edge_index.size(1), edge_index.device)
+        no_ids = types.new_empty(0, dtype=torch.int64)
+        csr = _group(destination, source, no_ids, types, sizes[1])
+        return cls(csr, sizes, num_edge_types)
+
+    @classmethod
+    def from_csr(
+        cls,
+        row_ptr: Tensor,
+        col: Tensor,
+        num_src_nodes: int | None = None,
+        *,
+        edge_type: Tensor | None = None,
+    ) -> Graph:
+        """Take edges already grouped by destination; they keep their order.
+
+        Args:
+            row_ptr: int32 or int64 [N_dst + 1], rising from 0 to E.
+            col: int32 or int64 [E]; the source of each edge.
+            num_src_nodes: N_src; default N_dst.
+            edge_type: integers [E] in 0 .. 255.
+
+        Raises:
+            TypeError, ValueError: as `from_edge_index`, and when row_ptr does not rise from 0 to E.
+        """
+        for name, tensor in (("row_ptr", row_ptr), ("col", col)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.dim() != 1:
+                raise ValueError(f"{name} must have one dimension, got shape {list(tensor.shape)}")
+            _check_index_dtype(name, tensor)
+        if row_ptr.numel() == 0:
+            raise ValueError("row_ptr must have at least 1 entry (nodes + 1), got 0")
+        if row_ptr.device != col.device:
+            raise ValueError(f"col must be on the device of row_ptr ({row_ptr.device}), got {col.device}")
+        row_ptr = row_ptr.to(torch.int64)
+        first, last = int(row_ptr[0]), int(row_ptr[-1])
+        if first != 0 or last != col.numel():
+            raise ValueError(
+                f"row_ptr must run from 0 to the number of edges {col.numel()}, "
+                f"got {first} .. {last}"
+            )
+        if bool((row_ptr.diff() < 0).any()):
+            at = int((row_ptr.diff() < 0).nonzero()[0])
+            raise ValueError(
+                f"row_ptr must not fall, got {int(row_ptr[at])} then {int(row_ptr[at + 1])} "
+                f"at position {at + 1}"
+            )
+        num_dst = row_ptr.numel() - 1
+        sizes = (num_dst if num_src_nodes is None else int(num_src_nodes), num_dst)
+        _check_node_count("num_src_nodes", sizes[0])
+        _check_range("col", col, sizes[0])
+        types, num_edge_types = _check_edge_type(edge_type, col.numel(), col.device)
+        empty = row_ptr.new_empty(0)
+        csr = Adjacency(
+            row_ptr.contiguous(), col.to(torch.int32).contiguous(), empty, types, _heavy(row_ptr)
+        )
+        return cls(csr, sizes, num_edge_types)
+
+    @classmethod
+    def from_any(
+        cls,
+        edges: Any,
+        num_nodes: int | tuple[int, int] | None = None,
+        *,
+        edge_type: Tensor | None = None,
+    ) -> Graph:
+        """Make a graph from whatever holds edges.
+
+        Args:
+            edges: a `Graph` (returned as it is), an edge_index tensor or PyG `EdgeIndex`, a pair
+                (row_ptr, col), a PyG `Data` (its edge_index and num_nodes), a `SparseTensor` or a
+                torch sparse CSR/COO tensor (row = destination, as PyG's adj_t).
+            num_nodes, edge_type: as `from_edge_index`.
+        """
+        if isinstance(edges, Graph):
+            return edges
+        if isinstance(edges, (tuple, list)) and len(edges) == 2:
+            row_ptr, col = edges
+            if isinstance(num_nodes, tuple):
+                num_nodes = num_nodes[0]
+            return cls.from_csr(row_ptr, col, num_nodes, edge_type=edge_type)
+        if isinstance(edges, Tensor):
+            if edges.layout == torch.sparse_coo:
+                edges = edges.coalesce().to_sparse_csr()
+            if edges.layout == torch.sparse_csr:
+                return cls.from_csr(
+                    edges.crow_indices(), edges.col_indices(), edges.size(1), edge_type=edge_type
+                )
+            return cls.from_edge_index(edges, num_nodes, edge_type=edge_type)
+        if hasattr(edges, "csr") and hasattr(edges, "sparse_size"):
+            row_ptr, col, _ = edges.csr()
+            return cls.from_csr(row_ptr, col, edges.sparse_size(1), edge_type=edge_type)
+        if getattr(edges, "edge_index", None) is not None:
+            nodes = edges.num_nodes if num_nodes is None else num_nodes
+            return cls.from_edge_index(edges.edge_index, nodes, edge_type=edge_type)
+        raise TypeError(
+            "edges must be a Graph, an edge_index tensor, a pair (row_ptr, col), a PyG Data, or a "
+            f"sparse tensor, got {type(edges).__name__}"
+        )
+
+    @property
+    def num_src_nodes(self) -> int:
+        """N_src, the nodes that are gathered from."""
+        return self._num_nodes[0]
+
+    @property
+    def num_dst_nodes(self) -> int:
+        """N_dst, the nodes that gather."""
+        return self._num_nodes[1]
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return self.csr.index.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of the graph's tensors lie."""
+        return self.csr.ptr.device
+
+    @property
+    def has_edge_types(self) -> bool:
+        """True when the graph was made with edge_type."""
+        return self.num_edge_types > 0
+
+    @property
+    def csc(self) -> Adjacency:
+        """The edges grouped by source; made on first use and kept."""
+        if self._csc is None:
+            destination = torch.repeat_interleave(
+                torch.arange(self.num_dst_nodes, dtype=torch.int32, device=self.device),
+                self.csr.ptr.diff(),
+                output_size=self.num_edges,
+            )
+            self._csc = _group(
+                self.csr.index, destination, self.csr.edge_id, self.csr.edge_type, self.num_src_nodes
+            )
+        return self._csc
+
+    def degree(self) -> Tensor:
+        """int64 [N_dst]: the number of edges that come into each node."""
+        return self.csr.ptr.diff()
+
+    def edge_index(self) -> Tensor:
+        """int64 [2, E]: sources and destinations in the caller's order of the edges."""
+        destination = torch.repeat_interleave(
+            torch.arange(self.num_dst_nodes, device=self.device), self.degree(), output_size=self.num_edges
+        )
+        grouped = torch.stack((self.csr.index.to(torch.int64), destination))
+        if not self.csr.edge_id.numel():
+            return grouped
+        edges = torch.empty_like(grouped)
+        edges[:, self.csr.edge_id] = grouped
+        return edges
+
+    def edge_type(self) -> Tensor | None:
+        """uint8 [E]: the types in the caller's order of the edges; None without types."""
+        if not self.has_edge_types:
+            return None
+        if not self.csr.edge_id.numel():
+            return self.csr.edge_type
+        types = torch.empty_like(self.csr.edge_type)
+        types[self.csr.edge_id] = self.csr.edge_type
+        return types
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph on another device."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        moved = Graph(
+            Adjacency(*(tensor.to(device) for tensor in self.csr)), self._num_nodes, self.num_edge_types
+        )
+        if self._csc is not None:
+            moved._csc = Adjacency(*(tensor.to(device) for tensor in self._csc))
+        return moved
+
+    def validate(self) -> Graph:
+        """Check every index again, for graphs whose tensors were changed by hand; returns itself.
+
+        Raises:
+            ValueError: as `from_csr`.
+        """
+        Graph.from_csr(self.csr.ptr, self.csr.index, self.num_src_nodes)
+        return self
+
+    def __repr__(self) -> str:
+        types = f", num_edge_types={self.num_edge_types}" if self.has_edge_types else ""
+        nodes = (
+            f"num_nodes={self.num_dst_nodes}"
+            if self.num_src_nodes == self.num_dst_nodes
+            else f"num_nodes=({self.num_src_nodes}, {self.num_dst_nodes})"
+        )
+        return f"Graph({nodes}, num_edges={self.num_edges}{types}, device={self.device})"
+
+
+torch.library.define(
+    "gtkern::group_edges",
+    "(Tensor key, Tensor value, Tensor edge_id, Tensor edge_type, int rows)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("gtkern::group_edges", "CompositeExplicitAutograd")
+def _group_edges(
+    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int
+) -> tuple[Tensor, ...]:
+    """Stable grouping of edges by (key, type): a counting sort where the native library has it."""
+    if key.device.type == "cpu" and _native.missing_reason("cpu") is None:
+        ptr, index, order, types = torch.ops.gtkern_C.group_edges(
+            key.to(torch.int32).contiguous(), value.to(torch.int32).contiguous(), edge_type, rows
+        )
+    else:
+        ptr, index, order, types = _group_edges_torch(key, value, edge_type, rows)
+    if edge_id.numel():
+        order = edge_id[order] if order.numel() else edge_id.clone()
+    return ptr, index, order, types, _heavy(ptr)
+
+
+def _group_edges_torch(
+    key: Tensor, value: Tensor, edge_type: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rank = key.to(torch.int64)
+    counts = torch.bincount(rank, minlength=rows)
+    ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    if edge_type.numel():
+        rank = rank * 256 + edge_type
+    order = torch.sort(rank, stable=True).indices
+    types = edge_type[order] if edge_type.numel() else torch.empty_like(edge_type)
+    index = value.to(torch.int32)[order]
+    if bool((rank.diff() >= 0).all()):
+        order = order.new_empty(0)
+    return ptr, index, order, types
+
+
+@torch.library.register_fake("gtkern::group_edges")
+def _group_edges_fake(
+    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int
+) -> tuple[Tensor, ...]:
+    context = torch.library.get_ctx()
+    return (
+        key.new_empty(rows + 1, dtype=torch.int64),
+        key.new_empty(key.numel(), dtype=torch.int32),
+        key.new_empty(context.new_dynamic_size(), dtype=torch.int64),
+        torch.empty_like(edge_type),
+        key.new_empty((context.new_dynamic_size(), 3), dtype=torch.int64),
+    )
+
+
+def _group(key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int) -> Adjacency:
+    return Adjacency(*torch.ops.gtkern.group_edges(key, value, edge_id, edge_type, rows))
+
+
+def _heavy(ptr: Tensor) -> Tensor:
+    """int64 [M, 3]: (row, begin, end) of the pieces of rows above HEAVY_ROW_EDGES, in order."""
+    degree = ptr.diff()
+    rows = (degree > HEAVY_ROW_EDGES).nonzero().flatten()
+    pieces = (degree[rows] + HEAVY_ROW_EDGES - 1) // HEAVY_ROW_EDGES
+    row = torch.repeat_interleave(rows, pieces)
+    first = torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
+    number = torch.arange(row.numel(), device=ptr.device) - first
+    begin = ptr[row] + number * HEAVY_ROW_EDGES
+    end = torch.minimum(begin + HEAVY_ROW_EDGES, ptr[row + 1])
+    return torch.stack((row, begin, end), dim=1)
+
+
+def _check_index_dtype(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _INDEX_DTYPES:
+        raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
+
+
+def _check_node_count(name: str, count: int) -> None:
+    if not 0 <= count <= _MAX_NODES:
+        raise ValueError(f"{name} must be 0 .. {_MAX_NODES}, got {count}")
+
+
+def _node_counts(
+    num_nodes: int | tuple[int, int] | None, source: Tensor, destination: Tensor
+) -> tuple[int, int]:
+    if num_nodes is None:
+        if source.numel() == 0:
+            return 0, 0
+        count = int(torch.maximum(source.max(), destination.max())) + 1
+        return count, count
+    if isinstance(num_nodes, (tuple, list)):
+        if len(num_nodes) != 2:
+            raise ValueError(f"num_nodes must be N or (N_src, N_dst), got {len(num_nodes)} numbers")
+        sizes = (int(num_nodes[0]), int(num_nodes[1]))
+    else:
+        sizes = (int(num_nodes), int(num_nodes))
+    for count in sizes:
+        _check_node_count("num_nodes", count)
+    return sizes
+
+
+def _check_range(name: str, index: Tensor, size: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(index))
+    if low < 0 or high >= size:
+        wrong = low if low < 0 else high
+        at = int((index == wrong).nonzero()[0])
+        raise ValueError(f"{name} must be 0 .. {size - 1} (num_nodes - 1), got {wrong} at edge {at}")
+
+
+def _check_edge_type(
+    edge_type: Tensor | None, num_edges: int, device: torch.device
+) -> tuple[Tensor, int]:
+    if edge_type is None:
+        return torch.empty(0, dtype=torch.uint8, device=device), 0
+    if not isinstance(edge_type, Tensor):
+        raise TypeError(f"edge_type must be a tensor, got {type(edge_type).__name__}")
+    if edge_type.is_floating_point() or edge_type.is_complex() or edge_type.dtype == torch.bool:
+        raise TypeError(f"edge_type must have an integer dtype, got {edge_type.dtype}")
+    if list(edge_type.shape) != [num_edges]:
+        raise ValueError(
+            f"edge_type must have shape [{num_edges}] (one for each edge), got {list(edge_type.shape)}"
+        )
+    if edge_type.device != device:
+        raise ValueError(f"edge_type must be on the device of the edges ({device}), got {edge_type.device}")
+    if num_edges == 0:
+        return edge_type.to(torch.uint8), 1
+    low, high = (int(value) for value in torch.aminmax(edge_type))
+    if low < 0 or high > 255:
+        raise ValueError(f"edge_type must be 0 .. 255, got {low if low < 0 else high}")
+    return edge_type.to(torch.uint8).contiguous(), high + 1

@@ -1,0 +1,74 @@
+"""The specification of sparse_attention: plain PyTorch, differentiable by autograd, any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gtkern.graph import Adjacency
+from gtkern.ops.sparse_attention.types import Forward, Options, Terms
+from gtkern.random import keep_mask
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    csr: Adjacency,
+    terms: Terms,
+    options: Options,
+    return_scores: bool,
+) -> Forward:
+    """Attention of every destination over its row of the graph."""
+    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    num_dst, heads, _ = q.shape
+    rows = torch.arange(num_dst, device=q.device)
+    row = torch.repeat_interleave(rows, csr.ptr.diff(), output_size=csr.index.numel())
+    col = csr.index.to(torch.int64)
+    edge = csr.edge_id if csr.edge_id.numel() else torch.arange(col.numel(), device=q.device)
+    kind = csr.edge_type.to(torch.int64) if csr.edge_type.numel() else torch.zeros_like(col)
+
+    key = k.to(work)[col]
+    if terms.key_table is not None:
+        key = key * terms.key_table.to(work)[kind]
+    if terms.key_edge is not None:
+        key = key * terms.key_edge.to(work)[edge]
+    product = (q.to(work)[row] * key).sum(-1)  # [E, H]
+    attr = None
+    if terms.edge_query is not None and terms.edge_attr is not None:
+        attr = terms.edge_attr.to(work)[edge][:, None, :]  # [E, 1, De]
+        product = product + (terms.edge_query.to(work)[row] * attr).sum(-1)
+    score = options.scale * product
+    if terms.bias_table is not None:
+        score = score + terms.bias_table.to(work)[kind]
+    if terms.bias_edge is not None:
+        score = score + terms.bias_edge.to(work)[edge]
+    score = score / options.temperature
+    if options.clamp != float("inf"):
+        score = score.clamp(-options.clamp, options.clamp)
+
+    def row_sum(values: Tensor) -> Tensor:
+        return values.new_zeros(num_dst, *values.shape[1:]).index_add(0, row, values)
+
+    index = row[:, None].expand(-1, heads)
+    peak = score.detach().new_full((num_dst, heads), float("-inf"))
+    peak = peak.scatter_reduce(0, index, score.detach(), "amax")
+    # a row without weight has no largest score; any finite stand-in gives exp(-inf) = 0
+    peak = torch.where(peak == float("-inf"), torch.zeros_like(peak), peak)
+    weight = (score - peak[row]).exp()
+    total = row_sum(weight) + options.eps * (-peak).exp()
+    alpha = weight / torch.where(total == 0, torch.ones_like(total), total)[row]
+    scale_kept = alpha
+    if options.dropout > 0:
+        kept = keep_mask(options.seed, edge, heads, options.dropout)
+        scale_kept = alpha * kept / (1 - options.dropout)
+
+    out = row_sum(scale_kept[..., None] * v.to(work)[col]).to(q.dtype)
+    edge_out = q.new_empty(0)
+    if attr is not None:
+        edge_out = row_sum(scale_kept[..., None] * attr).to(q.dtype)
+    lse = total.log() + peak
+    scores = lse.new_empty(0)
+    if return_scores:
+        scores = torch.zeros_like(alpha).index_copy(0, edge, alpha)
+    return Forward(out, edge_out, lse, scores)
