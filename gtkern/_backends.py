@@ -1,4 +1,4 @@
-"""The backends of every op: their names, whether each can run here, and the choice behind "auto"."""
+"""The backends of every op: their names, whether each can run here, and what "auto" chooses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def unavailable_reason(backend: str, device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device.type == "cpu" and not triton_interpreted():
-        return "it takes GPU tensors, and these are on cpu (TRITON_INTERPRET=1 runs it there, slowly)"
+        return (
+            "it takes GPU tensors, and these are on cpu (TRITON_INTERPRET=1 runs it there, slowly)"
+        )
     return None
 
 
@@ -84,4 +86,3 @@ def _choose(available: tuple[str, ...], device: torch.device, dtype: torch.dtype
             continue
         return backend
     return "reference"
-

@@ -21,9 +21,7 @@ def floating(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a tensor of a floating dtype that kernels have."""
     tensor(name, value)
     if value.dtype not in FLOATING:
-        raise TypeError(
-            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
 
 
 def rank(name: str, value: Tensor, axes: str) -> None:
@@ -43,7 +41,9 @@ def shape(name: str, value: Tensor, axes: str, sizes: Sequence[int]) -> None:
 def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise TypeError unless both tensors have one dtype."""
     if value.dtype != other.dtype:
-        raise TypeError(f"{name} must have the dtype of {other_name} ({other.dtype}), got {value.dtype}")
+        raise TypeError(
+            f"{name} must have the dtype of {other_name} ({other.dtype}), got {value.dtype}"
+        )
 
 
 def same_device(**tensors: Tensor | None) -> None:

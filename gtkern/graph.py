@@ -32,7 +32,7 @@ class Adjacency(NamedTuple):
     """
 
     ptr: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody calls here
     edge_id: Tensor
     edge_type: Tensor
     heavy: Tensor
@@ -122,7 +122,9 @@ class Graph:
         if row_ptr.numel() == 0:
             raise ValueError("row_ptr must have at least 1 entry (nodes + 1), got 0")
         if row_ptr.device != col.device:
-            raise ValueError(f"col must be on the device of row_ptr ({row_ptr.device}), got {col.device}")
+            raise ValueError(
+                f"col must be on the device of row_ptr ({row_ptr.device}), got {col.device}"
+            )
         row_ptr = row_ptr.to(torch.int64)
         first, last = int(row_ptr[0]), int(row_ptr[-1])
         if first != 0 or last != col.numel():
@@ -224,7 +226,11 @@ class Graph:
                 output_size=self.num_edges,
             )
             self._csc = _group(
-                self.csr.index, destination, self.csr.edge_id, self.csr.edge_type, self.num_src_nodes
+                self.csr.index,
+                destination,
+                self.csr.edge_id,
+                self.csr.edge_type,
+                self.num_src_nodes,
             )
         return self._csc
 
@@ -235,7 +241,9 @@ class Graph:
     def edge_index(self) -> Tensor:
         """int64 [2, E]: sources and destinations in the caller's order of the edges."""
         destination = torch.repeat_interleave(
-            torch.arange(self.num_dst_nodes, device=self.device), self.degree(), output_size=self.num_edges
+            torch.arange(self.num_dst_nodes, device=self.device),
+            self.degree(),
+            output_size=self.num_edges,
         )
         grouped = torch.stack((self.csr.index.to(torch.int64), destination))
         if not self.csr.edge_id.numel():
@@ -260,7 +268,9 @@ class Graph:
         if device == self.device:
             return self
         moved = Graph(
-            Adjacency(*(tensor.to(device) for tensor in self.csr)), self._num_nodes, self.num_edge_types
+            Adjacency(*(tensor.to(device) for tensor in self.csr)),
+            self._num_nodes,
+            self.num_edge_types,
         )
         if self._csc is not None:
             moved._csc = Adjacency(*(tensor.to(device) for tensor in self._csc))
@@ -391,7 +401,9 @@ def _check_range(name: str, index: Tensor, size: int) -> None:
     if low < 0 or high >= size:
         wrong = low if low < 0 else high
         at = int((index == wrong).nonzero()[0])
-        raise ValueError(f"{name} must be 0 .. {size - 1} (num_nodes - 1), got {wrong} at edge {at}")
+        raise ValueError(
+            f"{name} must be 0 .. {size - 1} (num_nodes - 1), got {wrong} at edge {at}"
+        )
 
 
 def _check_edge_type(
@@ -405,10 +417,13 @@ def _check_edge_type(
         raise TypeError(f"edge_type must have an integer dtype, got {edge_type.dtype}")
     if list(edge_type.shape) != [num_edges]:
         raise ValueError(
-            f"edge_type must have shape [{num_edges}] (one for each edge), got {list(edge_type.shape)}"
+            f"edge_type must have shape [{num_edges}] (one for each edge), "
+            f"got {list(edge_type.shape)}"
         )
     if edge_type.device != device:
-        raise ValueError(f"edge_type must be on the device of the edges ({device}), got {edge_type.device}")
+        raise ValueError(
+            f"edge_type must be on the device of the edges ({device}), got {edge_type.device}"
+        )
     if num_edges == 0:
         return edge_type.to(torch.uint8), 1
     low, high = (int(value) for value in torch.aminmax(edge_type))

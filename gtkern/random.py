@@ -26,7 +26,9 @@ def philox(seed: int, counter: tuple[Tensor, Tensor | int, Tensor | int, Tensor 
         int64 [..., 4]: four independent words in [0, 2**32) for each counter.
     """
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(word, device=counter[0].device) for word in counter))
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        *(torch.as_tensor(word, device=counter[0].device) for word in counter)
+    )
     for _ in range(10):
         # int64 products wrap, and the bits that are kept do not depend on the sign
         product0, product1 = c0 * _MULTIPLIER[0], c2 * _MULTIPLIER[1]

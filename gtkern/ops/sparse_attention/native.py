@@ -27,7 +27,9 @@ class Native:
     ) -> Forward:
         """See types.Forward."""
         return Forward(
-            *_native.ops(self.backend).sparse_attention_fwd(q, k, v, *csr, *terms, *options, return_scores)
+            *_native.ops(self.backend).sparse_attention_fwd(
+                q, k, v, *csr, *terms, *options, return_scores
+            )
         )
 
     def backward(
@@ -51,7 +53,19 @@ class Native:
         mask = sum(1 << bit for bit, needed in enumerate(needs) if needed)
         return Gradients(
             *_native.ops(self.backend).sparse_attention_bwd(
-                grad_out, grad_edge_out, grad_scores, q, k, v, out, edge_out, lse,
-                *csr, *csc, *terms, *options, mask,
-            )  # fmt: skip
+                grad_out,
+                grad_edge_out,
+                grad_scores,
+                q,
+                k,
+                v,
+                out,
+                edge_out,
+                lse,
+                *csr,
+                *csc,
+                *terms,
+                *options,
+                mask,
+            )
         )

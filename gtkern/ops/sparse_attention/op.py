@@ -14,7 +14,7 @@ from gtkern import _backends, _check
 from gtkern.graph import Adjacency, Graph
 from gtkern.ops.sparse_attention import reference
 from gtkern.ops.sparse_attention.native import Native
-from gtkern.ops.sparse_attention.types import Forward, Gradients, Needs, Options, Terms
+from gtkern.ops.sparse_attention.types import Forward, Needs, Options, Terms
 
 __all__ = ["sparse_attention"]
 
@@ -46,8 +46,8 @@ def sparse_attention(
 
     For an edge e = j -> i and a head h::
 
-        score = clamp((scale * (Σ_d q[i,h,d] m[e,h,d] k[j,h,d] + Σ_c edge_query[i,h,c] edge_attr[e,c])
-                       + b[e,h]) / temperature)
+        product = Σ_d q[i,h,d] m[e,h,d] k[j,h,d] + Σ_c edge_query[i,h,c] edge_attr[e,c]
+        score = clamp((scale * product + b[e,h]) / temperature)
         a     = exp(score) / Σ_{edges into i} exp(score)
         out   = Σ_{edges into i} dropout(a) v[j,h]
 
@@ -96,13 +96,17 @@ def sparse_attention(
     bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,), work)
     _check_edge_pair(edge_query, edge_attr, q, num_edges)
     _check.same_device(
-        q=q, k=k, v=v, graph=graph.csr.ptr, key_scale=key_scale, bias=bias,
-        edge_query=edge_query, edge_attr=edge_attr,
-    )  # fmt: skip
+        q=q,
+        k=k,
+        v=v,
+        graph=graph.csr.ptr,
+        key_scale=key_scale,
+        bias=bias,
+        edge_query=edge_query,
+        edge_attr=edge_attr,
+    )
     if normalization not in _NORMALIZATION_EPS:
-        raise ValueError(
-            f"normalization must be 'softmax' or 'exphormer', got {normalization!r}"
-        )
+        raise ValueError(f"normalization must be 'softmax' or 'exphormer', got {normalization!r}")
     scale = width**-0.5 if scale is None else _check.number("scale", scale, -math.inf, math.inf)
     clamp = math.inf if clamp is None else _check.number("clamp", clamp, 0, math.inf, open_low=True)
     temperature = _check.number("temperature", temperature, 0, math.inf, open_low=True)
@@ -122,11 +126,21 @@ def sparse_attention(
         )
         result = Forward(
             *torch.ops.gtkern.sparse_attention_fwd(
-                q.contiguous(), k.contiguous(), v.contiguous(),
-                list(graph.csr), list(graph.csc) if differentiated else [],
+                q.contiguous(),
+                k.contiguous(),
+                v.contiguous(),
+                list(graph.csr),
+                list(graph.csc) if differentiated else [],
                 *(None if term is None else term.contiguous() for term in terms),
-                scale, clamp, temperature, dropout, eps, seed_tensor, return_scores, chosen,
-            )  # fmt: skip
+                scale,
+                clamp,
+                temperature,
+                dropout,
+                eps,
+                seed_tensor,
+                return_scores,
+                chosen,
+            )
         )
     wanted = [result.out]
     if edge_attr is not None:
@@ -174,9 +188,9 @@ def _by_type_or_edge(
     if by_type:
         if not fits or rows < graph.num_edge_types:
             raise ValueError(
-                f"{name} must have shape [T, {letters}] with T >= {graph.num_edge_types} edge types "
-                f"or [E, {letters}] with E = {graph.num_edges}, and {letters} = {list(tail)}, "
-                f"got {list(value.shape)}"
+                f"{name} must have shape [T, {letters}] with T >= {graph.num_edge_types} edge "
+                f"types or [E, {letters}] with E = {graph.num_edges}, and {letters} = "
+                f"{list(tail)}, got {list(value.shape)}"
             )
     elif not fits or rows != graph.num_edges:
         hint = "" if graph.has_edge_types else " (the graph has no edge types)"
@@ -213,12 +227,14 @@ _TERMS_SCHEMA = (
     "Tensor? key_table, Tensor? bias_table, Tensor? key_edge, Tensor? bias_edge, "
     "Tensor? edge_query, Tensor? edge_attr"
 )
-_OPTIONS_SCHEMA = "float scale, float clamp, float temperature, float dropout, float eps, Tensor? seed"
+_OPTIONS_SCHEMA = (
+    "float scale, float clamp, float temperature, float dropout, float eps, Tensor? seed"
+)
 
 torch.library.define(
     "gtkern::sparse_attention_fwd",
-    f"(Tensor q, Tensor k, Tensor v, Tensor[] csr, Tensor[] csc, {_TERMS_SCHEMA}, {_OPTIONS_SCHEMA}, "
-    "bool return_scores, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor q, Tensor k, Tensor v, Tensor[] csr, Tensor[] csc, {_TERMS_SCHEMA}, "
+    f"{_OPTIONS_SCHEMA}, bool return_scores, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "gtkern::sparse_attention_bwd",
@@ -247,9 +263,7 @@ def _forward(
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     number = 0 if seed is None else int(seed)
     options = Options(scale, clamp, temperature, dropout, eps, number)
-    return tuple(
-        _load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores)
-    )
+    return tuple(_load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores))
 
 
 @torch.library.impl("gtkern::sparse_attention_bwd", "CompositeExplicitAutograd")
@@ -271,9 +285,18 @@ def _backward(
             grad_out.contiguous(),
             None if grad_edge_out is None else grad_edge_out.contiguous(),
             None if grad_scores is None else grad_scores.contiguous(),
-            q, k, v, out, edge_out, lse,
-            Adjacency(*csr), Adjacency(*csc), terms, options, Needs(*needs),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            out,
+            edge_out,
+            lse,
+            Adjacency(*csr),
+            Adjacency(*csc),
+            terms,
+            options,
+            Needs(*needs),
+        )
     )
 
 
@@ -342,10 +365,22 @@ def _autograd(
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     gradients = torch.ops.gtkern.sparse_attention_bwd(
-        grad_out, grad_edge_out if terms[4] is not None else None,
+        grad_out,
+        grad_edge_out if terms[4] is not None else None,
         grad_scores if ctx.return_scores else None,
-        q, k, v, out, edge_out, lse, csr, csc, *terms, *ctx.options, needs, ctx.backend,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        edge_out,
+        lse,
+        csr,
+        csc,
+        *terms,
+        *ctx.options,
+        needs,
+        ctx.backend,
+    )
     result: list[Any] = [None] * 19
     for at, needed, gradient in zip(_DIFFERENTIABLE, needs, gradients, strict=True):
         result[at] = gradient if needed else None
