@@ -1,0 +1,342 @@
+// Chooses the layout of packed.h for a problem, packs what has to be packed, runs the kernels over
+// blocks of rows, and brings the sums back to the caller's layout.
+
+#include "common/attention/packed.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "common/memory.h"
+#include "common/parallel.h"
+#include "common/philox.h"
+
+namespace gtkern::attention {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+// rows whose gathered pairs outgrow this are fetched ahead of their use
+constexpr std::int64_t kNearCacheBytes = std::int64_t{4} << 20;
+
+struct Layout {
+  const Kernels* kernels = nullptr;
+  int heads_per_group = 1, groups = 1;
+  bool in_place = false;  // the caller's rows are already in this layout
+
+  std::int64_t group_floats() const { return std::int64_t{kernels->vectors} * 16; }
+  std::int64_t row_floats() const { return groups * group_floats(); }
+};
+
+template <class T>
+Layout choose_layout(int heads, int width, int value_width) {
+  const int widest = std::max(width, value_width);
+  Layout layout;
+  if (std::is_same_v<T, float> && width == value_width && width % 16 == 0 && width >= 32) {
+    const Kernels* kernels = kernels_1(width / 16);
+    if (kernels && kernels->vectors * 16 == width) return {kernels, 1, heads, true};
+  }
+  const auto kernels_of = [](int group, int vectors) {
+    return group == 8 ? kernels_8(vectors) : group == 4 ? kernels_4(vectors)
+                                         : group == 2 ? kernels_2(vectors) : kernels_1(vectors);
+  };
+  for (int group = 8; group >= 1; group /= 2) {
+    if (heads % group != 0) continue;
+    const Kernels* kernels = kernels_of(group, (group * widest + 15) / 16);
+    if (kernels) return {kernels, group, heads / group, false};
+  }
+  return layout;
+}
+
+// One row [heads, width] to [groups, NZ * 16] with heads interleaved.
+template <class T>
+void pack_row(const Layout& layout, const T* from, int width, float* to) {
+  const int hg = layout.heads_per_group;
+  for (int g = 0; g < layout.groups; ++g, to += layout.group_floats()) {
+    for (int h = 0; h < hg; ++h) {
+      const T* head = from + (std::int64_t{g} * hg + h) * width;
+      for (int d = 0; d < width; ++d) to[d * hg + h] = static_cast<float>(head[d]);
+    }
+    std::fill(to + width * hg, to + layout.group_floats(), 0.f);
+  }
+}
+
+template <class T>
+void unpack_row(const Layout& layout, const float* from, int width, T* to) {
+  const int hg = layout.heads_per_group;
+  for (int g = 0; g < layout.groups; ++g, from += layout.group_floats()) {
+    for (int h = 0; h < hg; ++h) {
+      T* head = to + (std::int64_t{g} * hg + h) * width;
+      for (int d = 0; d < width; ++d) head[d] = static_cast<T>(from[d * hg + h]);
+    }
+  }
+}
+
+template <class F>
+void for_each_row(std::int64_t rows, const F& f) {
+  torch::stable::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) f(row);
+  });
+}
+
+// A pair of [rows, heads, width] arrays as the kernels read them; `second` may be null.
+template <class T>
+class PackedRows {
+ public:
+  PackedRows(const Layout& layout, std::int64_t rows, int heads, const T* first, int first_width,
+             const T* second, int second_width)
+      : scratch_(layout.in_place ? 0 : rows * layout.row_floats() * (second ? 2 : 1)) {
+    const std::int64_t row_floats = layout.row_floats();
+    rows_.group_stride = layout.group_floats();
+    if (layout.in_place) {
+      rows_.stride = std::int64_t{heads} * first_width;
+      if constexpr (std::is_same_v<T, float>) {
+        rows_.first = first;
+        rows_.second = second;
+      }
+      return;
+    }
+    rows_.stride = row_floats * (second ? 2 : 1);
+    rows_.first = scratch_.data();
+    rows_.second = second ? scratch_.data() + row_floats : nullptr;
+    for_each_row(rows, [&](std::int64_t row) {
+      float* to = scratch_.data() + row * rows_.stride;
+      pack_row(layout, first + row * heads * first_width, first_width, to);
+      if (second) {
+        pack_row(layout, second + row * heads * second_width, second_width, to + row_floats);
+      }
+    });
+  }
+
+  const Rows& rows() const { return rows_; }
+
+ private:
+  Scratch scratch_;
+  Rows rows_;
+};
+
+std::vector<float> pack_table(const Layout& layout, const float* table, int types, int heads,
+                              int width) {
+  std::vector<float> packed;
+  if (!table) return packed;
+  packed.resize(types * layout.row_floats());
+  for (int type = 0; type < types; ++type) {
+    pack_row(layout, table + std::int64_t{type} * heads * width, width,
+             packed.data() + type * layout.row_floats());
+  }
+  return packed;
+}
+
+template <class T>
+Packed describe(const Inputs<T, float>& in, const Layout& layout, const float* key_table) {
+  const Numbers& n = in.numbers;
+  Packed p;
+  p.groups = layout.groups;
+  p.heads = in.heads;
+  p.types = in.types;
+  p.edges = &in.csr;
+  p.to_score = static_cast<float>(n.scale / n.temperature * kLog2E);
+  p.bias_to_score = static_cast<float>(kLog2E / n.temperature);
+  p.clamp = static_cast<float>(n.clamp * kLog2E);
+  p.first_factor = static_cast<float>(n.scale / n.temperature);
+  p.bias_factor = static_cast<float>(1 / n.temperature);
+  p.key_table = key_table;
+  p.bias_table = in.bias_table;
+  p.bias_edge = in.bias_edge;
+  p.eps = static_cast<float>(n.eps);
+  p.dropout = n.dropout > 0;
+  p.threshold = dropout_threshold(n.dropout);
+  p.kept = static_cast<float>(1 / (1 - n.dropout));
+  p.seed = n.seed;
+  return p;
+}
+
+bool needs_prefetch(const Layout& layout, std::int64_t rows) {
+  return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float)) >
+         kNearCacheBytes;
+}
+
+// Runs f(block, begin, end, sums...) over blocks of rows; the sums of a block go straight to the
+// caller's array when the layout is the caller's, else through a buffer that is then unpacked.
+template <class T>
+struct Sink {
+  T* to;
+  int width;
+};
+
+template <class T>
+class SinkBuffer {
+ public:
+  SinkBuffer(const Layout& layout, const Sink<T>& sink, int heads, std::int64_t begin,
+             std::int64_t end)
+      : layout_(layout), sink_(sink), heads_(heads), begin_(begin), end_(end),
+        buffer_(layout.in_place && sink.to ? 0 : (end - begin) * layout.row_floats()) {}
+
+  float* data() const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (layout_.in_place && sink_.to) return sink_.to + begin_ * heads_ * sink_.width;
+    }
+    return buffer_.data();
+  }
+
+  void flush() const {
+    if (layout_.in_place || !sink_.to) return;
+    for (std::int64_t row = begin_; row < end_; ++row) {
+      unpack_row(layout_, buffer_.data() + (row - begin_) * layout_.row_floats(), sink_.width,
+                 sink_.to + row * heads_ * sink_.width);
+    }
+  }
+
+ private:
+  const Layout& layout_;
+  const Sink<T>& sink_;
+  int heads_;
+  std::int64_t begin_, end_;
+  Scratch buffer_;
+};
+
+}  // namespace
+
+template <class T>
+bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
+  const Layout layout = choose_layout<T>(in.heads, in.width, in.value_width);
+  if (!layout.kernels || in.key_edge || in.attr_width > 0) return false;
+  const int hg = layout.heads_per_group;
+  const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, nullptr, 0);
+  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
+  const std::vector<float> table =
+      pack_table(layout, in.key_table, in.types, in.heads, in.width);
+  const Scratch statistics(2 * in.num_dst * in.heads);
+  Packed p = describe(in, layout, table.empty() ? nullptr : table.data());
+  p.self = queries.rows();
+  p.gather = pairs.rows();
+  p.statistics = statistics.data();
+  p.prefetch = needs_prefetch(layout, in.num_src);
+
+  const RowBlocks blocks(in.csr.ptr, in.csr.rows);
+  const Sink<T> sink{to.out, in.value_width};
+  for_each_block(blocks.count(), [&](std::int64_t block) {
+    const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
+    const SinkBuffer<T> out(layout, sink, in.heads, begin, end);
+    layout.kernels->forward(p, begin, end, out.data());
+    out.flush();
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (int h = 0; h < in.heads; ++h) {
+        float* lse = p.statistics + (row * layout.groups + h / hg) * 2 * hg + h % hg;
+        to.lse[row * in.heads + h] = *lse * kLn2;
+      }
+    }
+    if (to.scores) layout.kernels->scores(p, begin, end, to.scores);
+  });
+  return true;
+}
+
+template <class T>
+bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad) {
+  const Layout layout = choose_layout<T>(in.heads, in.width, in.value_width);
+  if (!layout.kernels || in.key_edge || in.attr_width > 0) return false;
+  const int hg = layout.heads_per_group;
+  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
+  const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, grad.grad_out,
+                              in.value_width);
+  const std::vector<float> table =
+      pack_table(layout, in.key_table, in.types, in.heads, in.width);
+  const Scratch statistics(2 * in.num_dst * in.heads);
+  for_each_row(in.num_dst, [&](std::int64_t row) {
+    for (int h = 0; h < in.heads; ++h) {
+      const std::int64_t at = row * in.heads + h;
+      const T* a = grad.grad_out + at * in.value_width;
+      const T* b = grad.out + at * in.value_width;
+      float delta = 0;
+#pragma omp simd reduction(+ : delta)
+      for (int d = 0; d < in.value_width; ++d) {
+        delta += static_cast<float>(a[d]) * static_cast<float>(b[d]);
+      }
+      float* pair = statistics.data() + (row * layout.groups + h / hg) * 2 * hg + h % hg;
+      const float lse = grad.lse[at] * kLog2E;
+      // a row without weight: exp(score - inf) = 0 for all of its edges
+      pair[0] = lse == -std::numeric_limits<float>::infinity() ? -lse : lse;
+      pair[hg] = delta;
+    }
+  });
+
+  Packed p = describe(in, layout, table.empty() ? nullptr : table.data());
+  p.grad_scores = grad.grad_scores;
+  p.statistics = statistics.data();
+  p.self = queries.rows();
+  p.gather = pairs.rows();
+  p.prefetch = needs_prefetch(layout, in.num_src);
+  const RowBlocks blocks(in.csr.ptr, in.csr.rows);
+  if (grad.grad_scores) {
+    for_each_block(blocks.count(), [&](std::int64_t block) {
+      layout.kernels->scores(p, blocks.begin(block), blocks.end(block), nullptr);
+    });
+  }
+  const std::int64_t table_floats = grad.key_table ? in.types * layout.row_floats() : 0;
+  const std::int64_t bias_floats = grad.bias_table ? std::int64_t{in.types} * in.heads : 0;
+  if (grad.q || grad.key_table || grad.bias_table || grad.bias_edge) {
+    std::vector<float> table_parts(blocks.count() * table_floats);
+    std::vector<float> bias_parts(blocks.count() * bias_floats);
+    const Sink<T> sink{grad.q, in.width};
+    for_each_block(blocks.count(), [&](std::int64_t block) {
+      const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
+      const SinkBuffer<T> first(layout, sink, in.heads, begin, end);
+      layout.kernels->by_destination(
+          p, begin, end, grad.q ? first.data() : nullptr,
+          grad.key_table ? table_parts.data() + block * table_floats : nullptr,
+          grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr, grad.bias_edge);
+      first.flush();
+    });
+    // blocks do not depend on the thread count, so neither does the order of these sums
+    for (std::int64_t block = 1; block < blocks.count(); ++block) {
+      for (std::int64_t i = 0; i < table_floats; ++i) {
+        table_parts[i] += table_parts[block * table_floats + i];
+      }
+      for (std::int64_t i = 0; i < bias_floats; ++i) {
+        bias_parts[i] += bias_parts[block * bias_floats + i];
+      }
+    }
+    if (grad.key_table) {
+      std::fill_n(grad.key_table, std::int64_t{in.types} * in.heads * in.width, 0.f);
+      for (int type = 0; type < in.types && blocks.count() > 0; ++type) {
+        unpack_row(layout, table_parts.data() + type * layout.row_floats(), in.width,
+                   grad.key_table + std::int64_t{type} * in.heads * in.width);
+      }
+    }
+    if (grad.bias_table) {
+      std::fill_n(grad.bias_table, bias_floats, 0.f);
+      if (blocks.count() > 0) std::copy_n(bias_parts.data(), bias_floats, grad.bias_table);
+    }
+  }
+  if (!grad.k && !grad.v) return true;
+
+  p.edges = &grad.csc;
+  p.self = pairs.rows();
+  p.gather = queries.rows();
+  p.prefetch = needs_prefetch(layout, in.num_dst);
+  const RowBlocks columns(grad.csc.ptr, grad.csc.rows);
+  const Sink<T> key_sink{grad.k, in.width}, value_sink{grad.v, in.value_width};
+  for_each_block(columns.count(), [&](std::int64_t block) {
+    const std::int64_t begin = columns.begin(block), end = columns.end(block);
+    const SinkBuffer<T> first(layout, key_sink, in.heads, begin, end);
+    const SinkBuffer<T> second(layout, value_sink, in.heads, begin, end);
+    layout.kernels->by_source(p, begin, end, first.data(), second.data());
+    first.flush();
+    second.flush();
+  });
+  return true;
+}
+
+#define GTKERN_PACKED(T)                                                         \
+  template bool forward_packed(const Inputs<T, float>&, const Results<T, float>&); \
+  template bool backward_packed(const Inputs<T, float>&, const Backward<T, float>&);
+GTKERN_PACKED(float)
+GTKERN_PACKED(c10::BFloat16)
+GTKERN_PACKED(c10::Half)
+#undef GTKERN_PACKED
+
+}  // namespace gtkern::attention

@@ -1,0 +1,63 @@
+// Work sharing on torch's own threads: dynamic over blocks that do not depend on the thread count,
+// so results are the same for any number of threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace gtkern {
+
+// Calls f(block) once for each block in [0, blocks), on whichever thread is free.
+template <class F>
+void for_each_block(std::int64_t blocks, const F& f) {
+  if (blocks <= 0) return;
+  const std::int64_t threads =
+      std::min<std::int64_t>(blocks, static_cast<std::int64_t>(torch::stable::get_num_threads()));
+  std::atomic<std::int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+    for (;;) {
+      const std::int64_t block = next.fetch_add(1, std::memory_order_relaxed);
+      if (block >= blocks) return;
+      f(block);
+    }
+  });
+}
+
+// Rows cut into consecutive blocks of about equal work: edges plus a constant for each row.
+class RowBlocks {
+ public:
+  RowBlocks(const std::int64_t* ptr, std::int64_t rows) {
+    constexpr std::int64_t kRowWork = 8, kBlockWork = 8192, kMaxBlocks = 512;
+    const auto work = [&](std::int64_t row) { return ptr[row] - ptr[0] + kRowWork * row; };
+    const std::int64_t total = rows > 0 ? work(rows) : 0;
+    const std::int64_t blocks =
+        std::clamp<std::int64_t>(total / kBlockWork, rows > 0 ? 1 : 0, kMaxBlocks);
+    begin_.resize(blocks + 1, rows);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const std::int64_t target = total / blocks * block;
+      std::int64_t low = block > 0 ? begin_[block - 1] : 0, high = rows;
+      while (low < high) {
+        const std::int64_t middle = (low + high) / 2;
+        if (work(middle) < target) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      begin_[block] = low;
+    }
+  }
+
+  std::int64_t count() const { return static_cast<std::int64_t>(begin_.size()) - 1; }
+  std::int64_t begin(std::int64_t block) const { return begin_[block]; }
+  std::int64_t end(std::int64_t block) const { return begin_[block + 1]; }
+
+ private:
+  std::vector<std::int64_t> begin_;
+};
+
+}  // namespace gtkern
