@@ -1,0 +1,656 @@
+"""What every room proves, for each of its backends and samples.
+
+A room describes itself as a `Room`: its op, samples (data), and how its structure (the graph, the
+neighbours) is relabelled and joined. A class that inherits `RoomContract` and holds it as `room`
+then proves every claim below; `test_<room>.py` adds what only that room promises.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gtkern import _backends
+from gtkern.testing import assert_within_budget
+
+GRADIENT_UNIT = 1.0
+"""Gradients of unit-sized inputs cancel (a softmax row's sum to zero): errors below this size are
+not magnified."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Call(NamedTuple):
+    """One call of an op.
+
+    Attributes:
+        tensors: the floating-point arguments by name, float64 on the CPU.
+        axes: what the first axis of each counts: "dst", "src", "edge" or "type".
+        others: every other argument by name: structure and options.
+    """
+
+    tensors: dict[str, Tensor]
+    axes: dict[str, str]
+    others: dict[str, Any]
+
+    def cast(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Call:
+        """The same call on tensors of `dtype`, with its structure on `device`."""
+        tensors = {name: value.to(device, dtype) for name, value in self.tensors.items()}
+        others = {
+            name: value.to(device) if hasattr(value, "to") else value
+            for name, value in self.others.items()
+        }
+        return Call(tensors, self.axes, others)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A call to try.
+
+    Attributes:
+        name: in the test's id.
+        build: makes the call, the same every time.
+        size: "tiny" (also for gradcheck, opcheck, compile), "small" (every backend) or "broad" (not
+            for backends that an interpreter or emulator runs).
+    """
+
+    name: str
+    build: Callable[[], Call]
+    size: str = "small"
+
+
+class BadInput(NamedTuple):
+    """A wrong call and the error it promises.
+
+    Attributes:
+        name: in the test's id.
+        change: makes the wrong arguments from the right ones.
+        error: its class.
+        match: regular expression of its message.
+    """
+
+    name: str
+    change: Callable[[Mapping[str, Any]], dict[str, Any]]
+    error: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the contract must know of an op.
+
+    Attributes:
+        op: the public function; takes every argument by name, and backend=.
+        samples: the calls to try; the first is the one that bad inputs are made from.
+        results: names and axes (see Call.axes) of what the op returns for a call.
+        structure: the tensors of the structure; part of the inputs, not of what backward saves.
+        edges: (source, destination) int64 of everything that is gathered.
+        relabel: the structure with source j renamed source_to[j], and destinations likewise.
+        join: one structure out of several, side by side, as a batch holds them.
+        backends: those the op has.
+        bad: the wrong calls and their errors.
+        saved_bytes: what backward may keep beyond inputs and results, for a call.
+    """
+
+    op: Callable[..., Any]
+    samples: tuple[Sample, ...]
+    results: Callable[[Call], list[tuple[str, str]]]
+    structure: Callable[[Mapping[str, Any]], list[Tensor]]
+    edges: Callable[[Mapping[str, Any]], tuple[Tensor, Tensor]]
+    relabel: Callable[[Mapping[str, Any], Tensor, Tensor], dict[str, Any]]
+    join: Callable[[list[Mapping[str, Any]]], dict[str, Any]]
+    saved_bytes: Callable[[Call], int]
+    backends: tuple[str, ...] = _backends.BACKENDS
+    bad: tuple[BadInput, ...] = ()
+    oracles: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def pairs(room: Room) -> list[tuple[str, torch.device]]:
+    """The (backend, device) pairs worth trying here; some may turn out unable to run."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    found = [(backend, cpu) for backend in room.backends if backend in ("reference", "cpu")]
+    for backend in room.backends:
+        gpu_code = backend in ("triton", "cuda")
+        on_host = gpu_code and _backends.unavailable_reason(backend, cpu) is None
+        if gpu_code and (on_host or not torch.cuda.is_available()):
+            found.append((backend, cpu))
+        if backend != "cpu" and torch.cuda.is_available():
+            found.append((backend, cuda))
+    return found
+
+
+def fast(backend: str, device: torch.device) -> bool:
+    """False where an interpreter or emulator runs the kernels."""
+    return backend in ("reference", "cpu") or device.type == "cuda"
+
+
+def dtypes(backend: str, sample: Sample, device: torch.device) -> list[torch.dtype]:
+    """The dtypes in which a backend tries a sample."""
+    if not fast(backend, device):
+        return [torch.float32, *(HALF if sample.size == "tiny" else ())]
+    wide = [torch.float64] if backend == "cpu" else []
+    return [*wide, torch.float32, *HALF]
+
+
+def cotangent(result: Tensor, seed: int) -> Tensor:
+    """A fixed random gradient for a result, exact in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(result.shape, generator=generator, dtype=torch.float64)
+    return values.to(torch.bfloat16).to(result.device, result.dtype)
+
+
+def run(
+    room: Room,
+    call: Call,
+    backend: str,
+    *,
+    needs: tuple[str, ...] | None = None,
+    op: Callable[..., Any] | None = None,
+) -> dict[str, Tensor]:
+    """Every result by name, and every gradient as "grad of <argument>".
+
+    Args:
+        needs: the arguments whose gradients are wanted; default: all.
+        op: called in place of the room's.
+    """
+    needs = tuple(call.tensors) if needs is None else needs
+    leaves = {
+        name: value.detach().requires_grad_(name in needs) for name, value in call.tensors.items()
+    }
+    results = (op or room.op)(**leaves, **call.others, backend=backend)
+    results = results if isinstance(results, tuple) else (results,)
+    named = dict(zip([name for name, _ in room.results(call)], results, strict=True))
+    found = {name: value.detach() for name, value in named.items()}
+    wanted = [leaves[name] for name in needs]
+    roots = [value for value in results if value.requires_grad]
+    if wanted and roots:
+        cotangents = [cotangent(value, at) for at, value in enumerate(roots)]
+        gradients = torch.autograd.grad(roots, wanted, cotangents, allow_unused=True)
+        for name, leaf, gradient in zip(needs, wanted, gradients, strict=True):
+            found[f"grad of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
+    return found
+
+
+def oracle(room: Room, call: Call, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What float64 maths makes of the call's values, once they are rounded to `dtype`."""
+    return run(room, call.cast(dtype).cast(torch.float64), "reference")
+
+
+def sample_oracle(room: Room, sample: Sample, dtype: torch.dtype) -> dict[str, Tensor]:
+    """`oracle` of a sample, computed once for all backends."""
+    key = (sample.name, dtype)
+    if key not in room.oracles:
+        room.oracles[key] = oracle(room, sample.build(), dtype)
+    return room.oracles[key]
+
+
+def assert_all_within_budget(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Each named tensor within the budget of `dtype`, and in the dtype promised for it."""
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        unit = GRADIENT_UNIT if name.startswith("grad") else 0.0
+        assert_within_budget(value, expected[name], name=name, dtype=dtype, unit=unit)
+
+
+def assert_bit_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Each named tensor equal in every bit that counts (NaN equals NaN)."""
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        other = expected[name]
+        assert value.dtype == other.dtype and value.shape == other.shape, name
+        differ = (value != other) & ~(value.isnan() & other.isnan())
+        assert not differ.any(), f"{name}: {int(differ.sum())} of {value.numel()} values differ"
+
+
+def graph_edges(others: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """`Room.edges` for ops that take a graph."""
+    source, destination = others["graph"].edge_index()
+    return source, destination
+
+
+def graph_structure(others: Mapping[str, Any]) -> list[Tensor]:
+    """`Room.structure` for ops that take a graph."""
+    return [*others["graph"].csr, *others["graph"].csc]
+
+
+def graph_relabel(
+    others: Mapping[str, Any], source_to: Tensor, destination_to: Tensor
+) -> dict[str, Any]:
+    """`Room.relabel` for ops that take a graph; edges keep their numbers."""
+    graph = others["graph"]
+    source, destination = graph.edge_index()
+    edges = torch.stack((source_to[source], destination_to[destination]))
+    sizes = (graph.num_src_nodes, graph.num_dst_nodes)
+    relabelled = type(graph).from_edge_index(edges, sizes, edge_type=graph.edge_type())
+    return {**others, "graph": relabelled}
+
+
+def graph_join(calls: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """`Room.join` for ops that take a graph; options are the first one's."""
+    graphs = [others["graph"] for others in calls]
+    sources, destinations, edges, types = 0, 0, [], []
+    for graph in graphs:
+        edges.append(graph.edge_index() + torch.tensor([[sources], [destinations]]))
+        types.append(graph.edge_type())
+        sources += graph.num_src_nodes
+        destinations += graph.num_dst_nodes
+    typed = None if types[0] is None else torch.cat(types)
+    joined = type(graphs[0]).from_edge_index(
+        torch.cat(edges, dim=1), (sources, destinations), edge_type=typed
+    )
+    return {**calls[0], "graph": joined}
+
+
+class _Capture(TorchFunctionMode):
+    """Remembers the first call of one of gtkern's registered forward ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op: Any = None
+        self.arguments: tuple[Any, ...] = ()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(getattr(func, "_qualified_op_name", ""))
+        if self.op is None and name.startswith("gtkern::") and name.endswith("_fwd"):
+            self.op, self.arguments = func.default, args
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except RuntimeError:
+        return False
+
+
+class RoomContract:
+    """The claims. `room` is set by the class that inherits."""
+
+    room: Room
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Cross backends, samples and dtypes as the test's arguments and marks ask."""
+        names = metafunc.fixturenames
+        if "bad" in names:
+            cases = self.room.bad
+            metafunc.parametrize("bad", cases, ids=[case.name for case in cases])
+            return
+        if "backend" not in names:
+            return
+        marks = {mark.name: mark.args for mark in metafunc.definition.iter_markers()}
+        sizes = marks.get("sizes", ("tiny", "small", "broad"))
+        kernels_only = "kernels" in marks
+        argnames = [name for name in ("backend", "device", "sample", "dtype") if name in names]
+        rows, ids = [], []
+        for row in self._rows(sizes, kernels_only):
+            chosen = tuple(row[name] for name in argnames)
+            label = "-".join(_label(value) for value in chosen)
+            if label not in ids:
+                rows.append(chosen)
+                ids.append(label)
+        metafunc.parametrize(argnames, rows, ids=ids)
+
+    def _rows(self, sizes: tuple[str, ...], kernels_only: bool) -> Iterator[dict[str, Any]]:
+        for backend, device in pairs(self.room):
+            if kernels_only and backend == "reference":
+                continue
+            for sample in self.room.samples:
+                if sample.size not in sizes:
+                    continue
+                if sample.size == "broad" and not fast(backend, device):
+                    continue
+                for dtype in dtypes(backend, sample, device):
+                    yield {"backend": backend, "device": device, "sample": sample, "dtype": dtype}
+
+    def test_forward_and_gradients_are_within_budget(
+        self, backend: str, device: torch.device, sample: Sample, dtype: torch.dtype
+    ) -> None:
+        expected = sample_oracle(self.room, sample, dtype)
+        actual = run(self.room, sample.build().cast(dtype, device), backend)
+        assert_all_within_budget(actual, expected, dtype)
+
+    @pytest.mark.sizes("tiny")
+    def test_results_have_the_dtype_of_the_arguments(
+        self, backend: str, device: torch.device, sample: Sample, dtype: torch.dtype
+    ) -> None:
+        call = sample.build().cast(dtype, device)
+        found = run(self.room, call, backend)
+        assert found[self.room.results(call)[0][0]].dtype == dtype
+        for name in call.tensors:
+            assert found[f"grad of {name}"].dtype == dtype
+
+    @pytest.mark.sizes("tiny")
+    def test_gradcheck_in_float64(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        if backend not in ("reference", "cpu"):
+            pytest.skip(f"backend {backend!r} has no float64 kernels")
+        call = sample.build().cast(torch.float64, device)
+        assert torch.autograd.gradcheck(*_as_function(self.room, call, backend))
+
+    @pytest.mark.sizes("tiny")
+    def test_reference_differentiates_twice(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        if backend != "reference":
+            pytest.skip("only the reference promises second derivatives")
+        call = sample.build().cast(torch.float64, device)
+        function, leaves = _as_function(self.room, call, backend)
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+    @pytest.mark.sizes("tiny")
+    @pytest.mark.kernels
+    def test_opcheck(self, backend: str, device: torch.device, sample: Sample) -> None:
+        call = sample.build().cast(torch.float32, device)
+        leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
+        with _Capture() as capture:
+            self.room.op(**leaves, **call.others, backend=backend)
+        assert capture.op is not None, "the call reached no op named gtkern::*_fwd"
+        report = torch.library.opcheck(capture.op, capture.arguments)
+        assert set(report.values()) == {"SUCCESS"} and len(report) == 4
+
+    @pytest.mark.sizes("tiny")
+    def test_compiled_equals_eager(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        torch._dynamo.reset()
+        eager = run(self.room, sample.build().cast(torch.float32, device), backend)
+        compiled = torch.compile(self.room.op, fullgraph=True, dynamic=True, backend="aot_eager")
+        call = sample.build().cast(torch.float32, device)
+        found = run(self.room, call, backend, op=compiled)
+        if backend == "reference":
+            wide = {name: value.double() for name, value in eager.items()}
+            assert_all_within_budget(found, wide, torch.float32)
+        else:
+            assert_bit_equal(found, eager)
+
+    @pytest.mark.kernels
+    def test_inductor_equals_eager(self, backend: str, device: torch.device) -> None:
+        if not _has_compiler():
+            pytest.skip("inductor needs a C++ compiler")
+        torch._dynamo.reset()
+        sample = self.room.samples[0]
+        eager = run(self.room, sample.build().cast(torch.float32, device), backend)
+        compiled = torch.compile(self.room.op, fullgraph=True, dynamic=True)
+        call = sample.build().cast(torch.float32, device)
+        assert_bit_equal(run(self.room, call, backend, op=compiled), eager)
+
+    @pytest.mark.sizes("tiny")
+    def test_gradients_do_not_depend_on_which_others_are_wanted(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        everything = run(self.room, call, backend)
+        for name in call.tensors:
+            alone = run(self.room, call, backend, needs=(name,))
+            assert_bit_equal(alone, {key: everything[key] for key in alone})
+
+    @pytest.mark.sizes("tiny")
+    def test_forward_is_the_same_without_gradients(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        everything = run(self.room, call, backend)
+        bare = run(self.room, call, backend, needs=())
+        assert_bit_equal(bare, {key: everything[key] for key in bare})
+
+    @pytest.mark.sizes("tiny")
+    def test_strides_do_not_matter(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        strided = {name: _strided(value) for name, value in call.tensors.items()}
+        assert any(not value.is_contiguous() for value in strided.values())
+        assert_bit_equal(
+            run(self.room, call._replace(tensors=strided), backend), run(self.room, call, backend)
+        )
+
+    @pytest.mark.sizes("tiny")
+    def test_expanded_gradients_are_understood(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        function, leaves = _as_function(self.room, call, backend)
+        results = function(*leaves)
+        ones = [torch.ones_like(value) for value in results]
+        expanded = [value.new_ones(()).expand(value.shape) for value in results]
+        dense = torch.autograd.grad(results, leaves, ones, retain_graph=True)
+        found = torch.autograd.grad(results, leaves, expanded)
+        names = list(call.tensors)
+        assert_bit_equal(
+            dict(zip(names, found, strict=True)), dict(zip(names, dense, strict=True))
+        )
+
+    def test_two_runs_are_bit_equal(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        assert_bit_equal(run(self.room, call, backend), run(self.room, call, backend))
+
+    def test_one_and_two_threads_are_bit_equal(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        if backend != "cpu":
+            pytest.skip(f"torch's threads do not run backend {backend!r}")
+        call = sample.build().cast(torch.float32, device)
+        two = run(self.room, call, backend)
+        torch.set_num_threads(1)
+        assert_bit_equal(run(self.room, call, backend), two)
+
+    @pytest.mark.sizes("tiny", "small")
+    def test_renamed_nodes_get_the_same_results(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build()
+        counts = _counts(self.room, call)
+        generator = torch.Generator().manual_seed(1)
+        to = {axis: torch.randperm(counts[axis], generator=generator) for axis in ("src", "dst")}
+
+        def renamed(value: Tensor, axis: str) -> Tensor:
+            if axis not in to:
+                return value
+            return torch.empty_like(value).index_copy(0, to[axis].to(value.device), value)
+
+        moved = Call(
+            {name: renamed(value, call.axes[name]) for name, value in call.tensors.items()},
+            call.axes,
+            self.room.relabel(call.others, to["src"], to["dst"]),
+        )
+        names = [name for name, _ in self.room.results(call)]
+        results = [axis for _, axis in self.room.results(call)]
+        narrow = call.cast(torch.float32, device)
+        alone = run(self.room, narrow, backend, needs=())
+        expected = {
+            name: renamed(alone[name], axis).double()
+            for name, axis in zip(names, results, strict=True)
+        }
+        found = run(self.room, moved.cast(torch.float32, device), backend, needs=())
+        assert_all_within_budget(found, expected, torch.float32)
+
+    @pytest.mark.sizes("tiny", "small")
+    def test_a_graph_does_not_see_its_batch_mates(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        if sample.build().others.get("dropout"):
+            pytest.skip("a dropout mask belongs to an edge's number, which batching changes")
+        call = sample.build()
+        generator = torch.Generator().manual_seed(2)
+        mate = {
+            name: value
+            if call.axes[name] == "type"
+            else torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            for name, value in call.tensors.items()
+        }
+        counts = _counts(self.room, call)
+        order = {axis: torch.randperm(counts[axis], generator=generator) for axis in ("src", "dst")}
+        other = self.room.relabel(call.others, order["src"], order["dst"])
+        first, second = (call.tensors, mate)
+        joined = Call(
+            {
+                name: first[name]
+                if call.axes[name] == "type"
+                else torch.cat((first[name], second[name]))
+                for name in first
+            },
+            call.axes,
+            self.room.join([call.others, other]),
+        )
+        alone = run(self.room, call.cast(torch.float32, device), backend)
+        batched = run(self.room, joined.cast(torch.float32, device), backend)
+        axes = dict(self.room.results(call))
+        axes |= {f"grad of {name}": axis for name, axis in call.axes.items()}
+        by_row = [name for name, axis in axes.items() if axis != "type"]
+        # the second half's gradients meet other cotangents; rows of the first must not notice
+        results = [name for name, _ in self.room.results(call)]
+        for name in (name for name in by_row if name in results):
+            mine = batched[name][: alone[name].size(0)]
+            assert_bit_equal({name: mine}, {name: alone[name]})
+        padded = _gradients_of_first(self.room, joined, alone, device, backend)
+        for name in (name for name in by_row if name in padded):
+            assert_bit_equal(
+                {name: padded[name][: alone[name].size(0)]}, {name: alone[name]}
+            )
+
+    def test_destinations_without_edges_get_zero_and_give_zero(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        source, destination = self.room.edges(call.others)
+        counts = _counts(self.room, call)
+        idle = {
+            axis: torch.bincount(ends, minlength=counts[axis]) == 0
+            for axis, ends in (("src", source), ("dst", destination))
+        }
+        found = run(self.room, call, backend)
+        axes = {name: axis for name, axis in self.room.results(call) if axis == "dst"}
+        axes |= {f"grad of {name}": axis for name, axis in call.axes.items() if axis in idle}
+        for name, axis in axes.items():
+            assert (found[name][idle[axis]] == 0).all(), name
+
+    @pytest.mark.sizes("tiny")
+    def test_nan_stays_in_its_rows(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        source, destination = self.room.edges(call.others)
+        if source.numel() == 0:
+            pytest.skip("no edge carries anything")
+        clean = run(self.room, call, backend)
+        for name, axis in call.axes.items():
+            if axis not in ("src", "dst"):
+                continue
+            tensors = {key: value.clone() for key, value in call.tensors.items()}
+            node = int(source[0] if axis == "src" else destination[0])
+            tensors[name][node] = float("nan")
+            struck = torch.zeros(_counts(self.room, call)["dst"], dtype=torch.bool)
+            struck[destination[source == node].cpu() if axis == "src" else node] = True
+            struck = struck.to(device)
+            found = run(self.room, call._replace(tensors=tensors), backend)
+            for result in [key for key, kind in self.room.results(call) if kind == "dst"]:
+                kept = {result: found[result][~struck]}
+                assert_bit_equal(kept, {result: clean[result][~struck]})
+            first = self.room.results(call)[0][0]
+            dropped = call.others.get("dropout", 0) > 0 and name == "v"
+            assert dropped or found[first][struck].isnan().any(dim=(1, 2)).all(), name
+            for key, kind in call.axes.items():
+                if kind == "dst":
+                    assert found[f"grad of {key}"][~struck].isfinite().all(), f"{name} -> {key}"
+
+    @pytest.mark.kernels
+    def test_backward_keeps_little(
+        self, backend: str, device: torch.device, sample: Sample, dtype: torch.dtype
+    ) -> None:
+        call = sample.build().cast(dtype, device)
+        leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
+        self.room.structure(call.others)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            results = self.room.op(**leaves, **call.others, backend=backend)
+        results = results if isinstance(results, tuple) else (results,)
+        known = [*leaves.values(), *results, *self.room.structure(call.others)]
+        for tensor in known:
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        assert sum(kept.values()) <= self.room.saved_bytes(call)
+
+    def test_bad_input_is_refused(self, bad: BadInput) -> None:
+        call = self.room.samples[0].build().cast(torch.float32)
+        arguments = {**call.tensors, **call.others, "backend": "auto"}
+        with pytest.raises(bad.error, match=bad.match):
+            self.room.op(**{**arguments, **bad.change(arguments)})
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, Sample):
+        return value.name
+    return str(value).removeprefix("torch.")
+
+
+def _counts(room: Room, call: Call) -> dict[str, int]:
+    """The number of sources and destinations."""
+    return {call.axes[name]: value.size(0) for name, value in call.tensors.items()}
+
+
+def _as_function(
+    room: Room, call: Call, backend: str
+) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
+    names = list(call.tensors)
+    leaves = [value.detach().requires_grad_() for value in call.tensors.values()]
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        arguments = dict(zip(names, values, strict=True))
+        results = room.op(**arguments, **call.others, backend=backend)
+        return results if isinstance(results, tuple) else (results,)
+
+    return function, leaves
+
+
+def _strided(value: Tensor) -> Tensor:
+    """Equal values that do not lie one after the other."""
+    wide = value.new_full((*value.shape, 2), 7.0)
+    wide[..., 0] = value
+    return wide[..., 0]
+
+
+def _gradients_of_first(
+    room: Room,
+    joined: Call,
+    alone: Mapping[str, Tensor],
+    device: torch.device,
+    backend: str,
+) -> dict[str, Tensor]:
+    """Gradients of a batch whose first graph gets the cotangents it gets when alone."""
+    function, leaves = _as_function(room, joined.cast(torch.float32, device), backend)
+    results = function(*leaves)
+    roots, cotangents = [], []
+    names = [name for name, _ in room.results(joined)]
+    for at, (name, value) in enumerate(zip(names, results, strict=True)):
+        mine = cotangent(alone[name], at)
+        mates = value.new_ones(value.size(0) - mine.size(0), *value.shape[1:])
+        roots.append(value)
+        cotangents.append(torch.cat((mine, mates)))
+    gradients = torch.autograd.grad(roots, leaves, cotangents, allow_unused=True)
+    return {
+        f"grad of {name}": torch.zeros_like(leaf) if gradient is None else gradient
+        for name, leaf, gradient in zip(joined.tensors, leaves, gradients, strict=True)
+    }

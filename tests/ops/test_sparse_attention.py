@@ -1,0 +1,654 @@
+"""sparse_attention: the room's contract, and what only this room promises."""
+
+from __future__ import annotations
+
+import functools
+import math
+import mmap
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from contract import (
+    BadInput,
+    Call,
+    Room,
+    RoomContract,
+    Sample,
+    assert_all_within_budget,
+    assert_bit_equal,
+    dtypes,
+    fast,
+    graph_edges,
+    graph_join,
+    graph_relabel,
+    graph_structure,
+    oracle,
+    pairs,
+    run,
+)
+from hypothesis import strategies
+from torch import Tensor
+
+from gtkern import Graph, ops
+from gtkern.random import keep_mask
+from gtkern.testing import assert_within_budget, random_graph
+
+CPU = torch.device("cpu")
+
+
+def edge_list(*edges: tuple[int, int], nodes: int | tuple[int, int], types: int = 0) -> Graph:
+    """A graph from (source, destination) pairs; types go round."""
+    index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T
+    kind = torch.arange(len(edges)) % types if types else None
+    return Graph.from_edge_index(index, nodes, edge_type=kind)
+
+
+def make(
+    graph: Graph,
+    *,
+    heads: int = 2,
+    width: int = 8,
+    value_width: int | None = None,
+    key_scale: str | None = None,
+    bias: str | None = None,
+    masked: str | None = None,
+    edge_width: int | None = None,
+    values: int = 0,
+    **options: Any,
+) -> Call:
+    """A call on `graph` with unit-sized random arguments.
+
+    Args:
+        key_scale: "type", "edge", "type by head" or "edge by head" (the last axis 1).
+        bias: "type" or "edge".
+        masked: "some": every third edge's bias is -inf; "row": all those into node 0 too.
+        edge_width: De of edge_query and edge_attr; None: without them.
+        values: seed of the arguments.
+        options: of the op.
+    """
+    generator = torch.Generator().manual_seed(values)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    num_src, num_dst = graph.num_src_nodes, graph.num_dst_nodes
+    rows = {"type": graph.num_edge_types, "edge": graph.num_edges}
+    tensors = {
+        "q": normal(num_dst, heads, width),
+        "k": normal(num_src, heads, width),
+        "v": normal(num_src, heads, width if value_width is None else value_width),
+    }
+    axes = {"q": "dst", "k": "src", "v": "src"}
+    if key_scale:
+        axes["key_scale"] = key_scale.split()[0]
+        last = 1 if key_scale.endswith("by head") else width
+        tensors["key_scale"] = normal(rows[axes["key_scale"]], heads, last)
+    if bias:
+        axes["bias"] = bias
+        tensors["bias"] = normal(rows[bias], heads)
+    if masked:
+        tensors["bias"][::3] = -math.inf
+    if masked == "row":
+        tensors["bias"][graph.edge_index()[1] == 0] = -math.inf
+    if edge_width is not None:
+        axes |= {"edge_query": "dst", "edge_attr": "edge"}
+        tensors["edge_query"] = normal(num_dst, heads, edge_width)
+        tensors["edge_attr"] = normal(graph.num_edges, edge_width)
+    return Call(tensors, axes, {"graph": graph, **options})
+
+
+def results(call: Call) -> list[tuple[str, str]]:
+    """What the op returns for a call."""
+    named = [("out", "dst")]
+    if "edge_attr" in call.tensors:
+        named.append(("edge_out", "dst"))
+    if call.others.get("return_scores"):
+        named.append(("scores", "edge"))
+    return named
+
+
+def saved_bytes(call: Call) -> int:
+    """8 bytes for each destination and head."""
+    num_dst, heads, _ = call.tensors["q"].shape
+    return 8 * num_dst * heads
+
+
+def sample(name: str, graph: Any, size: str = "small", **options: Any) -> Sample:
+    """A sample whose graph is made when it is built."""
+    return Sample(name, lambda: make(graph(), **options), size)
+
+
+def law(name: str, nodes: int | tuple[int, int], edges: int, types: int = 0) -> Any:
+    """A random graph, made when asked for."""
+    return functools.partial(random_graph, name, nodes, edges, num_edge_types=types, seed=3)
+
+
+def tiny(types: int = 0) -> Any:
+    """Five sources, four destinations: a duplicate edge, a self loop, node 3 without edges."""
+    return lambda: edge_list(
+        (0, 0), (1, 0), (1, 0), (4, 0), (2, 1), (3, 1), (0, 2), (4, 2), nodes=(5, 4), types=types
+    )
+
+
+SAMPLES = (
+    sample("plain", tiny(), "tiny", width=3),
+    sample(
+        "every_option_by_type", tiny(2), "tiny",
+        width=3, value_width=2, key_scale="type", bias="type", edge_width=2, scale=0.7,
+        temperature=1.3, dropout=0.3, seed=11, normalization="exphormer", return_scores=True,
+    ),
+    sample(
+        "every_option_by_edge", tiny(), "tiny",
+        width=2, value_width=3, key_scale="edge", bias="edge", edge_width=3, clamp=1.0,
+        dropout=0.4, seed=-5, return_scores=True,
+    ),
+    sample("scaled_by_head", tiny(3), "tiny", key_scale="edge by head", bias="edge", width=2),
+    sample("one_head", law("uniform", 12, 60), heads=1, width=4),
+    sample("odd_heads_and_widths", law("power_law", 10, 60), heads=3, width=7, value_width=5),
+    sample("type_table_by_head", law("uniform", 9, 40, 4), key_scale="type by head", bias="type"),
+    sample("scores", law("uniform", 12, 50), return_scores=True),
+    sample("dropout", law("power_law", 12, 60), dropout=0.5, seed=2**62 + 3),
+    sample("clamp", law("uniform", 12, 50), clamp=0.5, bias="edge"),
+    sample("temperature", law("uniform", 12, 50), temperature=0.25, clamp=5.0),
+    sample("negative_scale", law("uniform", 12, 50), scale=-0.5),
+    sample("exphormer", law("uniform", 12, 50, 3), clamp=5.0, key_scale="type", bias="type",
+           normalization="exphormer"),
+    sample("masked_edges", law("uniform", 12, 50), bias="edge", masked="some"),
+    sample("masked_row", law("uniform", 12, 50), bias="edge", masked="row", return_scores=True),
+    sample("masked_row_exphormer", law("uniform", 8, 30), bias="edge", masked="row",
+           normalization="exphormer", return_scores=True),
+    sample("edge_attributes", law("uniform", 10, 50), edge_width=5, value_width=6),
+    sample("bipartite_few_sources", law("uniform", (3, 20), 50, 2), bias="type"),
+    sample("bipartite_few_destinations", law("uniform", (20, 3), 50)),
+    sample("zero_edges", lambda: edge_list(nodes=4), bias="edge", edge_width=2, return_scores=True),
+    sample("zero_edges_with_types", law("uniform", 4, 0, 2), return_scores=True),
+    sample("empty_batch", lambda: edge_list(nodes=0), return_scores=True),
+    sample("no_destinations", lambda: edge_list(nodes=(3, 0))),
+    sample("no_sources", lambda: edge_list(nodes=(0, 3))),
+    sample("isolated_nodes", lambda: edge_list((2, 5), (5, 2), (6, 2), nodes=9)),
+    sample("one_node", lambda: edge_list(nodes=1)),
+    sample("one_node_with_a_loop", lambda: edge_list((0, 0), nodes=1), edge_width=2),
+    sample("self_loops_only", lambda: edge_list(*((i, i) for i in range(6)), nodes=6)),
+    sample("duplicate_edges", lambda: edge_list(*((0, 1), (2, 1)) * 6, nodes=3), bias="edge",
+           key_scale="edge", return_scores=True),
+    sample("row_of_32_edges", lambda: edge_list(*((i, 0) for i in range(32)), nodes=33)),
+    sample("row_of_33_edges", lambda: edge_list(*((i, 0) for i in range(33)), nodes=33)),
+    sample("split_hub", law("hub", 40, 4_400, 2), heads=1, width=4, bias="type",
+           key_scale="type", return_scores=True),
+    sample("split_hub_with_dropout", law("hub", 40, 2_200), heads=1, width=4, edge_width=2,
+           dropout=0.2, seed=8),
+    sample("hub_of_ten_thousand", law("hub", 3_000, 20_000, 3), "broad", heads=4, width=8,
+           bias="type", key_scale="type", edge_width=3, return_scores=True),
+    sample("power_law_thousands", law("power_law", 2_000, 30_000), "broad", heads=4, width=16,
+           dropout=0.1, seed=4),
+    sample("width_28", law("power_law", 600, 6_000), "broad", heads=2, width=28),
+    sample("width_48", law("uniform", 300, 3_000), "broad", heads=3, width=48, value_width=40),
+    sample("width_64", law("power_law", 400, 6_000), "broad", heads=4, width=64),
+    sample("width_96_by_edge", law("uniform", 60, 600), "broad", width=96, key_scale="edge",
+           bias="edge"),
+    sample("width_256", law("power_law", 50, 600, 2), "broad", heads=2, width=256, key_scale="type",
+           edge_width=256),
+    sample("width_1", law("uniform", 60, 600), "broad", heads=5, width=1),
+    sample("sixteen_heads", law("uniform", 100, 1_500, 5), "broad", heads=16, width=8, bias="type"),
+    sample("many_heads", law("uniform", 40, 300), "broad", heads=37, width=3, return_scores=True),
+    sample("many_types", law("uniform", 200, 4_000, 256), "broad", key_scale="type", bias="type"),
+)  # fmt: skip
+
+
+def change(**arguments: Any) -> Any:
+    """Replace arguments by values, or by functions of the right arguments."""
+    return lambda right: {
+        name: value(right) if callable(value) and not isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def typed(right: Any) -> Graph:
+    """The same edges with two types."""
+    graph = right["graph"]
+    types = torch.arange(graph.num_edges) % 2
+    sizes = (graph.num_src_nodes, graph.num_dst_nodes)
+    return Graph.from_edge_index(graph.edge_index(), sizes, edge_type=types)
+
+
+def meta(name: str) -> Any:
+    """The argument on another device."""
+    return lambda right: right[name].to("meta")
+
+
+BAD = (
+    BadInput("q_no_tensor", change(q=[1.0]), TypeError, r"^q must be a tensor, got list"),
+    BadInput("q_integer", change(q=lambda a: a["q"].long()), TypeError,
+             r"^q must be float32, bfloat16, float16 or float64, got torch.int64"),
+    BadInput("v_complex", change(v=lambda a: a["v"].to(torch.complex64)), TypeError,
+             r"^v must be float32, .* got torch.complex64"),
+    BadInput("q_rank", change(q=lambda a: a["q"][0]), ValueError,
+             r"^q must have shape \[N_dst, H, D\], got \[2, 3\]"),
+    BadInput("q_rows", change(q=lambda a: a["q"][1:]), ValueError,
+             r"^q must have shape \[N_dst, H, D\] = \[4, 2, 3\], got \[3, 2, 3\]"),
+    BadInput("k_rows", change(k=lambda a: a["k"][1:]), ValueError,
+             r"^k must have shape \[N_src, H, D\] = \[5, 2, 3\], got \[4, 2, 3\]"),
+    BadInput("k_heads", change(k=lambda a: a["k"][:, :1]), ValueError,
+             r"^k must have shape \[N_src, H, D\] = \[5, 2, 3\], got \[5, 1, 3\]"),
+    BadInput("k_width", change(k=lambda a: a["k"][..., :2]), ValueError, r"^k must have shape .*"),
+    BadInput("v_rank", change(v=lambda a: a["v"][..., 0]), ValueError,
+             r"^v must have shape \[N_src, H, Dv\], got \[5, 2\]"),
+    BadInput("v_heads", change(v=lambda a: a["v"][:, :1]), ValueError,
+             r"^v must have shape \[N_src, H, Dv\] = \[5, 2, 3\], got \[5, 1, 3\]"),
+    BadInput("k_dtype", change(k=lambda a: a["k"].half()), TypeError,
+             r"^k must have the dtype of q \(torch.float32\), got torch.float16"),
+    BadInput("v_dtype", change(v=lambda a: a["v"].double()), TypeError,
+             r"^v must have the dtype of q \(torch.float32\), got torch.float64"),
+    BadInput("k_device", change(k=meta("k")), ValueError,
+             r"^k must be on the device of q \(cpu\), got meta"),
+    BadInput("graph_device", change(q=meta("q"), k=meta("k"), v=meta("v")), ValueError,
+             r"^graph must be on the device of q \(meta\), got cpu"),
+    BadInput("no_heads", change(q=torch.ones(4, 0, 3), k=torch.ones(5, 0, 3),
+                                v=torch.ones(5, 0, 3)),
+             ValueError, r"^q must have at least 1 head, got 0"),
+    BadInput("no_width", change(q=torch.ones(4, 2, 0), k=torch.ones(5, 2, 0)), ValueError,
+             r"^q must have a head width of 1 \.\. 256, got 0"),
+    BadInput("too_wide", change(v=torch.ones(5, 2, 257)), ValueError,
+             r"^v must have a head width of 1 \.\. 256, got 257"),
+    BadInput("graph_an_edge_index", change(graph=lambda a: a["graph"].edge_index()), TypeError,
+             r"^graph must be a gtkern.Graph \(Graph.from_any makes one\), got Tensor"),
+    BadInput("bias_no_tensor", change(bias=1.0), TypeError, r"^bias must be a tensor, got float"),
+    BadInput("bias_integer", change(bias=torch.ones(8, 2, dtype=torch.int32)), TypeError,
+             r"^bias must be float32, .* got torch.int32"),
+    BadInput("bias_rows", change(bias=torch.ones(7, 2)), ValueError,
+             r"^bias must have shape \[E, H\] = \[8, 2\] \(the graph has no edge types\), "
+             r"got \[7, 2\]"),
+    BadInput("bias_heads", change(bias=torch.ones(8, 3)), ValueError,
+             r"^bias must have shape \[E, H\] = \[8, 2\].*got \[8, 3\]"),
+    BadInput("bias_scalar", change(bias=torch.tensor(1.0)), ValueError,
+             r"^bias must have shape \[E, H\] = \[8, 2\].*got \[\]"),
+    BadInput("bias_too_few_types", change(graph=typed, bias=torch.ones(1, 2)), ValueError,
+             r"^bias must have shape \[T, H\] with T >= 2 edge types or \[E, H\] with E = 8.*"
+             r"got \[1, 2\]"),
+    BadInput("bias_device", change(bias=torch.ones(8, 2, device="meta")), ValueError,
+             r"^bias must be on the device of q \(cpu\), got meta"),
+    BadInput("key_scale_width", change(key_scale=torch.ones(8, 2, 2)), ValueError,
+             r"^key_scale must have shape \[E, H, D\] = \[8, 2, 3\].*got \[8, 2, 2\]"),
+    BadInput("key_scale_rank", change(graph=typed, key_scale=torch.ones(2, 2)), ValueError,
+             r"^key_scale must have shape \[T, H, D\] with T >= 2 .*got \[2, 2\]"),
+    BadInput("edge_query_alone", change(edge_query=torch.ones(4, 2, 2)), ValueError,
+             r"^edge_attr must be given too: edge_query and edge_attr work as a pair"),
+    BadInput("edge_attr_alone", change(edge_attr=torch.ones(8, 2)), ValueError,
+             r"^edge_query must be given too"),
+    BadInput("edge_attr_rank", change(edge_query=torch.ones(4, 2, 2), edge_attr=torch.ones(8)),
+             ValueError, r"^edge_attr must have shape \[E, De\], got \[8\]"),
+    BadInput("edge_attr_rows", change(edge_query=torch.ones(4, 2, 2), edge_attr=torch.ones(7, 2)),
+             ValueError, r"^edge_attr must have shape \[E, De\] = \[8, 2\], got \[7, 2\]"),
+    BadInput("edge_query_width", change(edge_query=torch.ones(4, 2, 3),
+                                        edge_attr=torch.ones(8, 2)), ValueError,
+             r"^edge_query must have shape \[N_dst, H, De\] = \[4, 2, 2\], got \[4, 2, 3\]"),
+    BadInput("edge_attr_too_wide", change(edge_query=torch.ones(4, 2, 257),
+                                          edge_attr=torch.ones(8, 257)), ValueError,
+             r"^edge_attr must have a width of 1 \.\. 256, got 257"),
+    BadInput("edge_attr_dtype", change(edge_query=torch.ones(4, 2, 2),
+                                       edge_attr=torch.ones(8, 2).half()), TypeError,
+             r"^edge_attr must have the dtype of q \(torch.float32\), got torch.float16"),
+    BadInput("scale_a_string", change(scale="1"), TypeError, r"^scale must be a number, got str"),
+    BadInput("scale_nan", change(scale=math.nan), ValueError, r"^scale must be in .*got nan"),
+    BadInput("scale_infinite", change(scale=math.inf), ValueError,
+             r"^scale must be finite, got inf"),
+    BadInput("clamp_zero", change(clamp=0.0), ValueError, r"^clamp must be in \(0, inf\], got 0"),
+    BadInput("temperature_zero", change(temperature=0), ValueError,
+             r"^temperature must be in \(0, inf\], got 0"),
+    BadInput("temperature_nan", change(temperature=math.nan), ValueError,
+             r"^temperature must be in \(0, inf\], got nan"),
+    BadInput("dropout_negative", change(dropout=-0.1), ValueError,
+             r"^dropout must be in \[0, 1.*got -0\.1"),
+    BadInput("dropout_one", change(dropout=1.0), ValueError, r"^dropout must be in \[0, 1.*got 1"),
+    BadInput("dropout_a_bool", change(dropout=True), TypeError,
+             r"^dropout must be a number, got bool"),
+    BadInput("seed_a_float", change(seed=1.5, dropout=0.5), TypeError,
+             r"^seed must be an integer, got float"),
+    BadInput("seed_too_large", change(seed=2**63, dropout=0.5), ValueError,
+             r"^seed must fit in 64 signed bits, got 9223372036854775808"),
+    BadInput("seed_a_vector", change(seed=torch.ones(2, dtype=torch.int64), dropout=0.5), TypeError,
+             r"^seed must be an integer or a 0-d int64 CPU tensor, got torch.int64 \[2\]"),
+    BadInput("normalization_unknown", change(normalization="sigmoid"), ValueError,
+             r"^normalization must be 'softmax' or 'exphormer', got 'sigmoid'"),
+    BadInput("backend_unknown", change(backend="numpy"), ValueError,
+             r"^backend must be one of 'auto', 'reference', .*got 'numpy'"),
+    BadInput("backend_without_float64",
+             change(backend="triton", **{name: lambda a, name=name: a[name].double()
+                                         for name in ("q", "k", "v")}),
+             NotImplementedError,
+             r"^backend 'triton' cannot run sparse_attention here: it has no float64 kernels; "
+             r"use backend='(cpu|reference)'"),
+)  # fmt: skip
+
+ROOM = Room(
+    op=ops.sparse_attention,
+    samples=SAMPLES,
+    results=results,
+    structure=graph_structure,
+    edges=graph_edges,
+    relabel=graph_relabel,
+    join=graph_join,
+    saved_bytes=saved_bytes,
+    bad=BAD,
+)
+
+everywhere = pytest.mark.parametrize(
+    ("backend", "device"), pairs(ROOM), ids=[f"{name}-{device}" for name, device in pairs(ROOM)]
+)
+
+
+class TestContract(RoomContract):
+    """Every claim of the contract."""
+
+    room = ROOM
+
+
+def equation(call: Call) -> dict[str, Tensor]:
+    """The docstring's formula, edge by edge in Python; no dropout."""
+    tensors, options, graph = call.tensors, call.others, call.others["graph"]
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    heads, width = q.shape[1:]
+    source, destination = (end.tolist() for end in graph.edge_index())
+    kind = [0] * len(source) if graph.edge_type() is None else graph.edge_type().tolist()
+    scale = options.get("scale", width**-0.5)
+    eps = 1e-6 if options.get("normalization") == "exphormer" else 0.0
+    alpha = torch.zeros(len(source), heads, dtype=torch.float64)
+    out = torch.zeros(q.size(0), heads, v.size(2), dtype=torch.float64)
+    attr = tensors.get("edge_attr", torch.zeros(len(source), 1, dtype=torch.float64))
+    edge_query = tensors.get("edge_query", torch.zeros(q.size(0), heads, 1, dtype=torch.float64))
+    edge_out = torch.zeros(q.size(0), heads, attr.size(1), dtype=torch.float64)
+    for h in range(heads):
+        weights = []
+        for e, (j, i) in enumerate(zip(source, destination, strict=True)):
+            scaled = k[j, h]
+            if "key_scale" in tensors:
+                row = kind[e] if call.axes["key_scale"] == "type" else e
+                scaled = scaled * tensors["key_scale"][row, h]
+            score = scale * float(q[i, h] @ scaled + edge_query[i, h] @ attr[e])
+            if "bias" in tensors:
+                row = kind[e] if call.axes["bias"] == "type" else e
+                score += float(tensors["bias"][row, h])
+            score /= options.get("temperature", 1.0)
+            limit = options.get("clamp", math.inf)
+            weights.append(math.exp(min(max(score, -limit), limit)))
+        for e, (j, i) in enumerate(zip(source, destination, strict=True)):
+            total = eps + sum(w for w, d in zip(weights, destination, strict=True) if d == i)
+            alpha[e, h] = weights[e] / total if total > 0 else 0.0
+            out[i, h] += alpha[e, h] * v[j, h]
+            edge_out[i, h] += alpha[e, h] * attr[e]
+    found = {"out": out, "edge_out": edge_out, "scores": alpha}
+    return {name: found[name] for name, _ in results(call)}
+
+
+@pytest.mark.parametrize(
+    "sample", [s for s in SAMPLES if s.size != "broad"], ids=lambda sample: sample.name
+)
+def test_reference_is_the_equation(sample: Sample) -> None:
+    call = sample.build()
+    if call.others["graph"].num_edges > 100:
+        pytest.skip("the loop over edges in Python is for small graphs")
+    call.others.pop("dropout", None)
+    found = run(ROOM, call, "reference", needs=())
+    assert_all_within_budget(found, equation(call), torch.float64)
+
+
+@strategies.composite
+def calls(draw: strategies.DrawFn) -> Call:
+    """Any small graph with any mixture of options."""
+    num_src, num_dst = draw(strategies.integers(1, 7)), draw(strategies.integers(1, 7))
+    ends = strategies.tuples(
+        strategies.integers(0, num_src - 1), strategies.integers(0, num_dst - 1)
+    )
+    edges = draw(strategies.lists(ends, max_size=40))
+    types = draw(strategies.integers(0, 3))
+    by = strategies.sampled_from([None, "edge", "type"] if types else [None, "edge"])
+    graph = edge_list(*edges, nodes=(num_src, num_dst), types=types)
+    # a table needs one row for each type that occurs, and types may outnumber edges
+    hypothesis.assume(not types or len(edges) > types)
+    return make(
+        graph,
+        heads=draw(strategies.integers(1, 5)),
+        width=draw(strategies.sampled_from([1, 3, 4, 8, 16, 17])),
+        value_width=draw(strategies.sampled_from([None, 1, 5, 8])),
+        key_scale=draw(by),
+        bias=draw(by),
+        edge_width=draw(strategies.sampled_from([None, 1, 4])),
+        values=draw(strategies.integers(0, 99)),
+        clamp=draw(strategies.sampled_from([None, 1.0])),
+        temperature=draw(strategies.sampled_from([1.0, 0.5])),
+        dropout=draw(strategies.sampled_from([0.0, 0.4])),
+        normalization=draw(strategies.sampled_from(["softmax", "exphormer"])),
+        return_scores=draw(strategies.booleans()),
+    )
+
+
+@everywhere
+def test_any_graph_with_any_options(backend: str, device: torch.device) -> None:
+    if backend == "reference":
+        pytest.skip("the reference in float64 is the yardstick")
+
+    @hypothesis.settings(max_examples=60 if fast(backend, device) else 6)
+    @hypothesis.given(call=calls())
+    def proof(call: Call) -> None:
+        call.others["seed"] = 17
+        expected = oracle(ROOM, call, torch.float32)
+        found = run(ROOM, call.cast(torch.float32, device), backend)
+        assert_all_within_budget(found, expected, torch.float32)
+
+    proof()
+
+
+@everywhere
+def test_dropout_mask_is_the_published_one(backend: str, device: torch.device) -> None:
+    """One-hot values make the output the dropped attention matrix itself."""
+    graph = random_graph("regular", 8, 40, seed=5, device=device)
+    once = torch.unique(graph.edge_index(), dim=1)
+    graph = Graph.from_edge_index(once, 8)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(8, 3, 4, generator=generator).to(device)
+    one_hot = torch.eye(8, device=device)[:, None].expand(8, 3, 8)
+    arguments = {"q": q, "k": q.flip(0), "v": one_hot, "graph": graph, "backend": backend}
+    kept = ops.sparse_attention(**arguments)
+    dropped = ops.sparse_attention(**arguments, dropout=0.25, seed=123)
+    source, destination = once
+    mask = keep_mask(123, torch.arange(once.size(1), device=device), 3, 0.25)
+    alpha = kept[destination, :, source]
+    expected = torch.where(mask, alpha / 0.75, torch.zeros_like(alpha))
+    found = dropped[destination, :, source]
+    assert_within_budget(found, expected.double(), name="dropped attention")
+    assert torch.equal(found != 0, mask)
+
+
+@everywhere
+def test_dropout_is_drawn_from_torchs_generator(backend: str, device: torch.device) -> None:
+    call = SAMPLES[0].build().cast(torch.float32, device)
+    call.others["dropout"] = 0.5
+    torch.manual_seed(3)
+    first = run(ROOM, call, backend)
+    torch.manual_seed(3)
+    again = run(ROOM, call, backend)
+    other = run(ROOM, call, backend)
+    assert_bit_equal(first, again)
+    assert not torch.equal(first["out"], other["out"])
+
+
+@everywhere
+def test_seed_may_be_a_tensor(backend: str, device: torch.device) -> None:
+    call = SAMPLES[0].build().cast(torch.float32, device)
+    call.others.update(dropout=0.5, seed=9)
+    number = run(ROOM, call, backend)
+    call.others["seed"] = torch.tensor(9)
+    assert_bit_equal(run(ROOM, call, backend), number)
+
+
+@everywhere
+def test_scores_are_in_the_callers_order(backend: str, device: torch.device) -> None:
+    """Two edges each, with biases log 1 and log 3: weights 1/4 and 3/4."""
+    edges = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1]], device=device)
+    graph = Graph.from_edge_index(edges, 2, edge_type=torch.tensor([1, 0, 1, 0], device=device))
+    zero = torch.zeros(2, 1, 1, device=device)
+    bias = torch.tensor([[1.0], [1.0], [3.0], [3.0]], device=device).log()
+    _, scores = ops.sparse_attention(
+        zero, zero, zero, graph, bias=bias, return_scores=True, backend=backend
+    )
+    expected = torch.tensor([[0.25], [0.25], [0.75], [0.75]], dtype=torch.float64)
+    assert_within_budget(scores, expected, name="scores")
+
+
+@everywhere
+def test_scores_of_a_row_sum_to_one(backend: str, device: torch.device) -> None:
+    graph = random_graph("uniform", 6, 40, seed=1, device=device)
+    x = torch.randn(6, 2, 4, device=device)
+    _, scores = ops.sparse_attention(x, x, x, graph, return_scores=True, backend=backend)
+    total = scores.new_zeros(6, 2).index_add(0, graph.edge_index()[1], scores)
+    expected = (graph.degree() > 0).double()[:, None].expand(6, 2)
+    assert_within_budget(total, expected, name="row sums")
+
+
+@everywhere
+def test_gradient_is_zero_outside_the_clamp(backend: str, device: torch.device) -> None:
+    graph = edge_list((0, 0), (1, 0), (2, 0), nodes=(3, 1)).to(device)
+    one = torch.ones(1, 1, 1, device=device)
+    k = torch.tensor([5.0, 0.5, -5.0], device=device).view(3, 1, 1).requires_grad_()
+    v = torch.tensor([1.0, 2.0, 4.0], device=device).view(3, 1, 1)
+    out = ops.sparse_attention(one, k, v, graph, clamp=1.0, backend=backend)
+    (gradient,) = torch.autograd.grad(out.sum(), k)
+    assert gradient[0] == 0 and gradient[2] == 0 and gradient[1] != 0
+
+
+@everywhere
+def test_fully_masked_rows_give_zero_everywhere(backend: str, device: torch.device) -> None:
+    call = next(sample for sample in SAMPLES if sample.name == "masked_row").build()
+    graph = call.others["graph"].to(device)
+    found = run(ROOM, call.cast(torch.float32, device), backend)
+    into = graph.edge_index()[1] == 0
+    assert into.any()
+    assert (found["out"][0] == 0).all() and (found["grad of q"][0] == 0).all()
+    assert (found["scores"][into] == 0).all() and (found["grad of bias"][into] == 0).all()
+
+
+@everywhere
+def test_large_scores_do_not_overflow(backend: str, device: torch.device) -> None:
+    call = SAMPLES[0].build().cast(torch.float32, device)
+    call.others["scale"] = 1e4
+    found = run(ROOM, call, backend)
+    assert all(value.isfinite().all() for value in found.values())
+    expected = oracle(ROOM, call.cast(torch.float64), torch.float32)
+    assert_within_budget(found["out"], expected["out"], name="out", unit=1.0)
+
+
+@everywhere
+@pytest.mark.parametrize("bias", [-1e4, -80.0, 80.0])
+def test_exphormer_normalization_at_any_size_of_score(
+    backend: str, device: torch.device, bias: float
+) -> None:
+    """exp(score) far below 1e-6 gives nothing, far above gives the softmax; never NaN."""
+    call = make(edge_list((0, 0), (1, 0), nodes=2), bias="edge", normalization="exphormer")
+    call.tensors["bias"].fill_(bias)
+    found = run(ROOM, call.cast(torch.float32, device), backend)
+    expected = oracle(ROOM, call, torch.float64)
+    for name, value in found.items():
+        assert_within_budget(value, expected[name], name=name, unit=1.0)
+
+
+@everywhere
+def test_compiled_function_takes_new_sizes_without_recompiling(
+    backend: str, device: torch.device
+) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ops.sparse_attention, fullgraph=True, dynamic=True, backend=counter)
+    for at, (nodes, edges) in enumerate(((5, 11), (7, 23), (9, 31), (13, 40))):
+        call = make(random_graph("uniform", nodes, edges, seed=at), values=at)
+        call = call.cast(torch.float32, device)
+        found = run(ROOM, call, backend, op=compiled)
+        expected = {key: value.double() for key, value in run(ROOM, call, backend).items()}
+        assert_all_within_budget(found, expected, torch.float32)
+    assert counter.frame_count == 1
+
+
+@everywhere
+def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.device) -> None:
+    """Kernels have no second derivative; asking for one must not give a silent zero."""
+    if backend == "reference":
+        pytest.skip("the reference has second derivatives")
+    call = SAMPLES[0].build().cast(torch.float32, device)
+    leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
+    out = ops.sparse_attention(**leaves, **call.others, backend=backend)
+    (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
+        torch.autograd.grad(first.square().sum(), leaves["k"])
+
+
+def lazy_zeros(rows: int, heads: int, width: int) -> Tensor:
+    """bfloat16 zeros whose pages take no memory until they are written."""
+    space = mmap.mmap(-1, rows * heads * width * 2)
+    return torch.frombuffer(space, dtype=torch.bfloat16).view(rows, heads, width)
+
+
+@pytest.mark.large
+@everywhere
+def test_more_than_two_to_the_31_elements(backend: str, device: torch.device) -> None:
+    heads, width = 4, 256
+    rows = 2**31 // (heads * width) + 2
+    if device.type != "cpu":
+        pytest.skip("GPU memory is not taken lazily")
+    k = lazy_zeros(rows, heads, width)
+    ends = torch.tensor([0, 1, rows - 2, rows - 1])
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, heads, width, generator=generator).bfloat16()
+    k[ends] = values
+    graph = Graph.from_edge_index(torch.stack((ends, torch.tensor([0, 1, 0, 1]))), (rows, 2))
+    small = Graph.from_edge_index(torch.tensor([[0, 1, 2, 3], [0, 1, 0, 1]]), (4, 2))
+    q = torch.randn(2, heads, width, generator=generator).bfloat16().requires_grad_()
+
+    def proof(key: Tensor, edges: Graph) -> dict[str, Tensor]:
+        out = ops.sparse_attention(q, key, key, edges, backend=backend)
+        (gradient,) = torch.autograd.grad(out, q, cotangent_of(out))
+        return {"out": out.detach(), "grad of q": gradient}
+
+    assert k.numel() > 2**31
+    assert_bit_equal(proof(k, graph), proof(values, small))
+
+
+def cotangent_of(result: Tensor) -> Tensor:
+    """A fixed gradient that is exact in bfloat16."""
+    return torch.arange(result.numel()).remainder(7).to(result.dtype).view_as(result)
+
+
+def available_gigabytes() -> float:
+    """Memory that can be taken without swapping."""
+    with open("/proc/meminfo") as lines:
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return sizes["MemAvailable"] / 2**20
+
+
+@pytest.mark.large
+def test_gradients_of_more_than_two_to_the_31_elements() -> None:
+    from gtkern import _backends
+
+    reason = _backends.unavailable_reason("cpu", CPU)
+    if reason is not None:
+        pytest.skip(f"backend 'cpu' cannot run: {reason}")
+    if available_gigabytes() < 12:
+        pytest.skip(f"needs 12 GB of free memory, there are {available_gigabytes():.1f}")
+    heads, width = 4, 256
+    rows = 2**31 // (heads * width) + 2
+    k = lazy_zeros(rows, heads, width).requires_grad_()
+    ends = torch.tensor([0, rows - 1])
+    graph = Graph.from_edge_index(torch.stack((ends, torch.tensor([0, 0]))), (rows, 1))
+    q = torch.ones(1, heads, width, dtype=torch.bfloat16)
+    v = torch.zeros(rows, heads, 1, dtype=torch.bfloat16)
+    v[-1] = 1
+    out = ops.sparse_attention(q, k, v, graph, scale=1.0, backend="cpu")
+    (gradient,) = torch.autograd.grad(out.sum(), k)
+    assert (gradient[-1] == 0.25).all() and (gradient[0] == -0.25).all()
+    assert (gradient[1:-1].flatten()[:: 2**12] == 0).all()
+
+
+def test_every_dtype_is_tried_where_it_is_fast() -> None:
+    assert dtypes("cpu", SAMPLES[-1], CPU) == [
+        torch.float64, torch.float32, torch.bfloat16, torch.float16,
+    ]  # fmt: skip
