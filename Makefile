@@ -1,0 +1,104 @@
+# Everything from an empty clone; needs Python 3.10 or later, gcc/g++ and make.
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := ogb,test,lint,triton
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+NATIVE := $(shell find csrc -type f)
+PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*.py) $(NATIVE)
+REPORTS := build/reports
+EMULATED := build/emulated/libgtkern_emulated.so
+CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGTKERN_WERROR=ON -S .
+
+# ON builds the installed libraries with warnings as errors, as `make test` does.
+STRICT ?= OFF
+INSTALLED := $(VENV)/.installed-strict-$(STRICT)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint cuda emulated tests-emulated tests bench docs clean
+
+help:
+	@echo "make demo    set up, then train Spexphormer in two stages on generated data"
+	@echo "make test    set up, then every check: lint, builds, sanitizers, tests"
+	@echo "make setup   only set up: .venv with torch, the native libraries and the package"
+	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make bench   time every op against its peers"
+	@echo "make docs    where the documentation is"
+	@echo "make clean   remove .venv and everything that was built"
+
+setup: $(INSTALLED)
+
+# torch comes first: the native libraries are built against it. Where there is no NVIDIA GPU its
+# far smaller CPU build is taken, if the index that has it answers.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi > /dev/null; then index=; \
+	elif $(BIN)/python -c "import urllib.request as u; u.urlopen('$(CPU_WHEELS)/torch/', timeout=5)" \
+		2> /dev/null; then index="--extra-index-url $(CPU_WHEELS)"; \
+	else index=; fi; \
+	echo "installing torch and the build tools"; \
+	$(BIN)/pip install -q --disable-pip-version-check $$index \
+		"torch>=2.11" "setuptools>=77" cmake ninja pybind11 numpy
+	@touch $@
+
+$(INSTALLED): $(VENV)/.torch $(PACKAGE)
+	@echo "building the native libraries and installing gtkern"
+	@$(BIN)/pip uninstall -q -y gtkern 2> /dev/null || true
+	CMAKE_ARGS="$(CMAKE_ARGS) -DGTKERN_WERROR=$(STRICT)" $(BIN)/pip install -q \
+		--disable-pip-version-check --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(BIN)/python -c "from gtkern import _native; print('native CPU kernels:', \
+		_native.missing_reason('cpu') or 'ready')"
+	@rm -f $(VENV)/.installed-strict-*
+	@touch $(VENV)/.installed-strict-OFF $@
+
+demo: setup
+	$(BIN)/gtkern train spexphormer
+
+# A strict installation satisfies every other target too, so the order of calls does not matter.
+test:
+	@$(MAKE) --no-print-directory setup STRICT=ON
+	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target lint cuda emulated
+	@$(MAKE) --no-print-directory tests-emulated
+	@$(MAKE) --no-print-directory tests
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+# Registers and spills of every kernel are kept in $(REPORTS).
+cuda: setup
+	@if command -v nvcc > /dev/null; then \
+		$(CMAKE) -B build/cuda -DGTKERN_CUDA=ON "-DGTKERN_CUDA_ARCHITECTURES=80-real;90a-real" \
+			-DGTKERN_PTXAS_REPORTS=$(abspath $(REPORTS)) > /dev/null && \
+		$(BIN)/cmake --build build/cuda --target gtkern_cuda && \
+		echo "registers and spills: $(REPORTS)"; \
+	else echo "no nvcc on the path: the CUDA kernels are not compiled for a GPU"; fi
+
+emulated: setup
+	$(CMAKE) -B build/emulated -DGTKERN_EMULATE=ON -DGTKERN_SANITIZE=address,undefined > /dev/null
+	$(BIN)/cmake --build build/emulated
+
+# The sanitizer must be loaded before Python, and the C++ library before it looks for exceptions.
+tests-emulated: emulated
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/pytest -q -n $(JOBS) --emulated-library=$(EMULATED) --require=cuda -k cuda tests/ops
+
+tests: setup
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) --require=reference,cpu,triton
+
+bench: setup
+	$(BIN)/python bench/run.py
+
+docs:
+	@echo "The documentation is the README.md here, one README.md in each folder of gtkern/ops, and"
+	@echo "the docstrings (python -m pydoc gtkern.ops); there is nothing to build."
+
+clean:
+	rm -rf $(VENV) build dist gtkern/lib gtkern/_graph*.so *.egg-info
