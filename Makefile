@@ -47,7 +47,6 @@ $(VENV)/.torch:
 
 $(INSTALLED): $(VENV)/.torch $(PACKAGE)
 	@echo "building the native libraries and installing gtkern"
-	@$(BIN)/pip uninstall -q -y gtkern 2> /dev/null || true
 	CMAKE_ARGS="$(CMAKE_ARGS) -DGTKERN_WERROR=$(STRICT)" $(BIN)/pip install -q \
 		--disable-pip-version-check --no-build-isolation -e ".[$(EXTRAS)]"
 	@$(BIN)/python -c "from gtkern import _native; print('native CPU kernels:', \
