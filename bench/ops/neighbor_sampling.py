@@ -1,0 +1,113 @@
+"""neighbor_sampling: the resampling of each epoch, from 1.4 to 50 million edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gtkern.ops.neighbor_sampling import sample_neighbors
+from torch import Tensor
+
+from bench.graphs import GraphSpec, edge_index
+from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
+from gtkern import Graph
+
+__all__ = ["ROOM"]
+
+CASES = (
+    Case(
+        "tolokers",
+        GraphSpec(11_758, 11_758, 1_400_000, law="lognormal", skew=0.9),
+        {"K": 10},
+        passes=("fwd",),
+        goals={"fwd": 100},
+        quick=0.1,
+    ),
+    Case(
+        "products-quarter",
+        GraphSpec(600_000, 600_000, 50_000_000, law="lognormal", skew=1.0, simple=False),
+        {"K": 10},
+        passes=("fwd",),
+        quick=0.002,
+    ),
+)
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """graph, and weight float32 [E] in the caller's order of the edges."""
+
+    graph: Graph
+    weight: Tensor
+
+
+def _prepare(case: Case, device: torch.device) -> Problem:
+    spec = case.graph
+    edges = edge_index(spec).to(device)
+
+    def make() -> Graph:
+        return Graph.from_edge_index(edges, (spec.num_src, spec.num_dst))
+
+    seconds = time_once_per_graph(make, device)
+    weight = torch.rand(spec.num_edges, generator=torch.Generator().manual_seed(1)) + 1e-3
+    return Problem(case, device, _Data(make(), weight.to(device)), seconds)
+
+
+def _own(problem: Problem, passes: str, backend: str) -> Call:
+    data: _Data = problem.data
+    k = problem.case.sizes["K"]
+    return lambda: sample_neighbors(data.graph, data.weight, k, seed=0, backend=backend)
+
+
+def _cost(problem: Problem, passes: str) -> Cost:
+    """A weight is read for each edge; index and edge number of each drawn edge are written."""
+    spec = problem.case.graph
+    drawn = spec.num_dst * problem.case.sizes["K"]
+    return Cost(4 * spec.num_edges + 12 * drawn, edges=spec.num_edges)
+
+
+def _numpy_loop(problem: Problem, passes: str) -> Call:
+    """Node by node: exponential keys, argpartition; short rows are filled with weighted draws."""
+    data: _Data = problem.data
+    k = problem.case.sizes["K"]
+    csr = data.graph.csr
+    ptr: list[int] = csr.ptr.tolist()
+    order = csr.edge_id.cpu() if csr.edge_id.numel() else torch.arange(data.graph.num_edges)
+    weight: _Array = data.weight.cpu()[order].numpy().astype(np.float64)
+    col: _Array = csr.index.cpu().numpy()
+    edge: _Array = order.numpy()
+    rng = np.random.default_rng(0)
+
+    def run() -> tuple[_Array, _Array]:
+        picked = np.full((len(ptr) - 1, k), -1, dtype=np.int64)
+        for node in range(len(ptr) - 1):
+            begin, end = ptr[node], ptr[node + 1]
+            degree = end - begin
+            if degree > k:
+                key = rng.exponential(size=degree) / weight[begin:end]
+                picked[node] = begin + np.argpartition(key, k)[:k]
+            elif degree > 0:
+                chance = weight[begin:end] / weight[begin:end].sum()
+                picked[node, :degree] = np.arange(begin, end)
+                picked[node, degree:] = begin + rng.choice(degree, k - degree, p=chance)
+        missing = picked < 0
+        return np.where(missing, -1, col[picked]), np.where(missing, -1, edge[picked])
+
+    return run
+
+
+ROOM = Room(
+    name="neighbor_sampling",
+    cases=CASES,
+    backends=("cpu", "triton", "cuda", "reference"),
+    prepare=_prepare,
+    own=_own,
+    cost=_cost,
+    peers={"numpy-loop": Peer(_numpy_loop, numpy=True)},
+    goal_peers=("numpy-loop",),
+    same=False,
+)

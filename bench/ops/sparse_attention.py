@@ -1,0 +1,278 @@
+"""sparse_attention: the shapes of the papers' first phase, hubs, types, and half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.graphs import GraphSpec, edge_index
+from bench.harness import (
+    Call,
+    Case,
+    Cost,
+    Peer,
+    Problem,
+    Room,
+    Unsupported,
+    gradient_call,
+    time_once_per_graph,
+)
+from gtkern import Graph
+from gtkern.ops.sparse_attention import sparse_attention
+
+__all__ = ["ROOM"]
+
+PHOTO = GraphSpec(7_650, 7_650, 475_000, law="lognormal", skew=0.8)
+TOLOKERS = GraphSpec(11_758, 11_758, 1_400_000, law="lognormal", skew=0.9)
+ARXIV = GraphSpec(169_000, 169_000, 2_400_000, law="powerlaw", skew=2.5)
+HUB = GraphSpec(100_000, 100_000, 1_000_000, law="hub", skew=8)
+EXPHORMER_EPS = 1e-6
+MOST_DENSE_NODES = 16_384
+
+CASES = (
+    Case("photo", PHOTO, {"H": 2, "D": 28}, goals={"fwd+bwd": 40}),
+    Case("tolokers", TOLOKERS, {"H": 4, "D": 8}, goals={"fwd+bwd": 70}),
+    Case("tolokers-narrow", TOLOKERS, {"H": 1, "D": 4}, goals={"fwd+bwd": 18}),
+    Case("arxiv", ARXIV, {"H": 4, "D": 64}, passes=("fwd+bwd",), goals={"fwd+bwd": 30}, quick=0.01),
+    Case(
+        "photo-typed",
+        PHOTO,
+        {"H": 2, "D": 28, "T": 3},
+        options={"clamp": 5.0, "normalization": "exphormer"},
+    ),
+    Case("hub", HUB, {"H": 4, "D": 16}, quick=0.2),
+    Case("photo-bf16", PHOTO, {"H": 2, "D": 28}, dtype="bfloat16"),
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Inputs of one case.
+
+    Attributes:
+        q, k, v: [N, H, D], leaves.
+        key_scale: [T, H, D], a leaf, or None without edge types.
+        grad: [N, H, D], the gradient of the output.
+        graph: with its CSC made.
+        source, destination, kind: int64 [E], sorted by destination, as suits the peers.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    key_scale: Tensor | None
+    grad: Tensor
+    graph: Graph
+    source: Tensor
+    destination: Tensor
+    kind: Tensor | None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
+        return [leaf for leaf in (self.q, self.k, self.v, self.key_scale) if leaf is not None]
+
+
+def _prepare(case: Case, device: torch.device) -> Problem:
+    spec, sizes = case.graph, case.sizes
+    generator = torch.Generator().manual_seed(1)
+    dtype = getattr(torch, case.dtype)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    heads, width = sizes["H"], sizes["D"]
+    q, grad = random(spec.num_dst, heads, width), random(spec.num_dst, heads, width)
+    k, v = random(spec.num_src, heads, width), random(spec.num_src, heads, width)
+    edges = edge_index(spec).to(device)
+    edge_type = key_scale = None
+    if "T" in sizes:
+        edge_type = torch.randint(sizes["T"], (spec.num_edges,), generator=generator).to(device)
+        key_scale = random(sizes["T"], heads, width).requires_grad_()
+    nodes = (spec.num_src, spec.num_dst)
+
+    def make() -> Graph:
+        graph = Graph.from_edge_index(edges, nodes, edge_type=edge_type)
+        graph.csc  # noqa: B018 - made on first use
+        return graph
+
+    seconds = time_once_per_graph(make, device)
+    graph = make()
+    destination = torch.repeat_interleave(torch.arange(spec.num_dst, device=device), graph.degree())
+    data = _Data(
+        q.requires_grad_(),
+        k.requires_grad_(),
+        v.requires_grad_(),
+        key_scale,
+        grad,
+        graph,
+        graph.csr.index.long(),
+        destination,
+        graph.csr.edge_type.long() if edge_type is not None else None,
+    )
+    return Problem(case, device, data, seconds)
+
+
+def _own(problem: Problem, passes: str, backend: str) -> Call:
+    data: _Data = problem.data
+
+    def forward() -> Tensor:
+        out: Tensor = sparse_attention(
+            data.q, data.k, data.v, data.graph, key_scale=data.key_scale,
+            **problem.case.options, backend=backend,
+        )  # fmt: skip
+        return out
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
+def _cost(problem: Problem, passes: str) -> Cost:
+    """Rows are read 2 times for each edge forward (K, V) and 4 times backward (K, V; Q, dO)."""
+    spec, sizes = problem.case.graph, problem.case.sizes
+    row = sizes["H"] * sizes["D"] * problem.data.q.element_size()
+    edges, nodes = spec.num_edges, spec.num_dst
+    moved = 2 * edges * row + 2 * nodes * row + 4 * edges
+    flops = 4 * edges * sizes["H"] * sizes["D"]
+    if passes == "fwd+bwd":
+        moved += 4 * edges * row + 6 * nodes * row + 8 * edges
+        flops += 10 * edges * sizes["H"] * sizes["D"]
+    return Cost(moved, flops, row, 2 * spec.num_src * row, edges)
+
+
+def _index(x: Tensor, index: Tensor) -> Tensor:
+    return x[index]
+
+
+def _index_select(x: Tensor, index: Tensor) -> Tensor:
+    return x.index_select(0, index)
+
+
+def _eager(problem: Problem, gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+    """The attention of PyG's message passing: gather, softmax over the edges, index_add."""
+    try:
+        from torch_geometric.utils import softmax
+    except ImportError as error:
+        raise Unsupported("torch_geometric is not installed") from error
+    data: _Data = problem.data
+    options = problem.case.options
+    nodes = data.q.size(0)
+
+    def forward() -> Tensor:
+        key = gather(data.k, data.source)
+        if data.key_scale is not None and data.kind is not None:
+            key = key * gather(data.key_scale, data.kind)
+        score = (gather(data.q, data.destination) * key).sum(-1) * data.q.size(-1) ** -0.5
+        if "clamp" in options:
+            score = score.clamp(-options["clamp"], options["clamp"])
+        if options.get("normalization") == "exphormer":
+            weight = score.exp()
+            total = weight.new_zeros(nodes, weight.size(1)).index_add(0, data.destination, weight)
+            alpha = weight / (gather(total, data.destination) + EXPHORMER_EPS)
+        else:
+            alpha = softmax(score, data.destination, num_nodes=nodes)
+        message = alpha[..., None] * gather(data.v, data.source)
+        return data.q.new_zeros(nodes, *data.v.shape[1:]).index_add(0, data.destination, message)
+
+    return forward
+
+
+def _eager_call(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Problem, str], Call]:
+    def make(problem: Problem, passes: str) -> Call:
+        data: _Data = problem.data
+        return gradient_call(_eager(problem, gather), data.leaves, data.grad, passes)
+
+    return make
+
+
+def _eager_memory(problem: Problem, passes: str) -> float:
+    spec, sizes = problem.case.graph, problem.case.sizes
+    tensor: int = spec.num_edges * sizes["H"] * sizes["D"] * problem.data.q.element_size()
+    return (6.5 if passes == "fwd+bwd" else 4.0) * tensor
+
+
+def _compiled(problem: Problem, passes: str) -> Call:
+    data: _Data = problem.data
+    # without this the eighth case would be beyond torch's limit of variants, and would run eagerly
+    torch.compiler.reset()
+    forward = torch.compile(_eager(problem, _index_select), dynamic=False)
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
+def _sparse(problem: Problem, passes: str) -> Call:
+    """torch.sparse, head by head: sampled_addmm, softmax over CSR rows, sparse times dense."""
+    data: _Data = problem.data
+    if problem.case.options or data.key_scale is not None:
+        raise Unsupported("torch.sparse has no edge types, clamp or Exphormer normalisation")
+    if data.q.dtype not in (torch.float32, torch.float64):
+        raise Unsupported("torch.sparse.sampled_addmm takes float32 and float64 on a CPU")
+    ptr, col = data.graph.csr.ptr, data.source
+    size = (data.q.size(0), data.k.size(0))
+    pattern = torch.sparse_csr_tensor(ptr, col, torch.zeros_like(col, dtype=data.q.dtype), size)
+    scale = data.q.size(-1) ** -0.5
+    degree = data.graph.degree()
+
+    def forward() -> Tensor:
+        heads: list[Tensor] = []
+        for head in range(data.q.size(1)):
+            product = torch.sparse.sampled_addmm(
+                pattern, data.q[:, head], data.k[:, head].T, beta=0.0, alpha=scale
+            )
+            score = product.values()
+            peak = torch.segment_reduce(score.detach(), "max", offsets=ptr)
+            weight = (score - torch.repeat_interleave(peak, degree)).exp()
+            total = torch.segment_reduce(weight, "sum", offsets=ptr)
+            alpha = weight / torch.repeat_interleave(total, degree)
+            heads.append(torch.sparse_csr_tensor(ptr, col, alpha, size) @ data.v[:, head])
+        return torch.stack(heads, 1)
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
+def _sparse_memory(problem: Problem, passes: str) -> float:
+    # the backward pass of the sparse product goes through a dense matrix of all pairs of nodes
+    pairs = problem.case.graph.num_src * problem.case.graph.num_dst
+    return 1.3 * problem.data.q.element_size() * pairs if passes == "fwd+bwd" else 0.0
+
+
+def _dense(problem: Problem, passes: str) -> Call:
+    """torch's scaled_dot_product_attention over all pairs of nodes, with the edges as a mask."""
+    data: _Data = problem.data
+    nodes = data.q.size(0)
+    if nodes > MOST_DENSE_NODES:
+        raise Unsupported(f"a dense mask for more than {MOST_DENSE_NODES:,} nodes is too large")
+    if problem.case.options or data.key_scale is not None:
+        raise Unsupported("dense attention has no edge types, clamp or Exphormer normalisation")
+    mask = torch.zeros(nodes, data.k.size(0), dtype=torch.bool, device=data.q.device)
+    mask[data.destination, data.source] = True
+
+    def forward() -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (data.q, data.k, data.v))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return out[0].transpose(0, 1)
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
+def _dense_memory(problem: Problem, passes: str) -> float:
+    return 6.0 * problem.case.graph.num_src * problem.case.graph.num_dst
+
+
+ROOM = Room(
+    name="sparse_attention",
+    cases=CASES,
+    backends=("cpu", "triton", "cuda", "reference"),
+    prepare=_prepare,
+    own=_own,
+    cost=_cost,
+    peers={
+        "pyg-index": Peer(_eager_call(_index), _eager_memory),
+        "pyg-index-select": Peer(_eager_call(_index_select), _eager_memory),
+        "pyg-compiled": Peer(_compiled, _eager_memory, compiled=True),
+        "torch-sparse": Peer(_sparse, _sparse_memory),
+        "torch-dense": Peer(_dense, _dense_memory),
+    },
+    goal_peers=("pyg-index", "pyg-index-select"),
+)
