@@ -1,0 +1,185 @@
+"""Device functions and tile rules that the Triton backends of several rooms share.
+
+Shapes in comments: E edges of a tile, H heads of a group, D the width of a head. A single row is a
+tile with E = 1, so that fixed and gathered operands read and multiply alike. Addresses are int64.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_heads(base_ptr, row, offs_h, offs_d, mask_eh, H: tl.constexpr, D: tl.constexpr):
+    """Rows `row` [E] of a [*, H, D] tensor as fp32 [E, H, D]; 0 outside."""
+    at = (row[:, None, None] * H + offs_h[None, :, None]) * D + offs_d[None, None, :]
+    mask = mask_eh[:, :, None] & (offs_d < D)[None, None, :]
+    return tl.load(base_ptr + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_heads(base_ptr, row, offs_h, offs_d, mask_eh, tile, H: tl.constexpr, D: tl.constexpr):
+    """Write `tile` [E, H, D] into the rows `row` [E] of a [*, H, D] tensor."""
+    at = (row[:, None, None] * H + offs_h[None, :, None]) * D + offs_d[None, None, :]
+    mask = mask_eh[:, :, None] & (offs_d < D)[None, None, :]
+    tl.store(base_ptr + at, tile.to(base_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_pairs(base_ptr, row, offs_h, mask_eh, H: tl.constexpr):
+    """Rows `row` [E] of a [*, H] tensor as fp32 [E, H]; 0 outside."""
+    at = row[:, None] * H + offs_h[None, :]
+    return tl.load(base_ptr + at, mask=mask_eh, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_pairs(base_ptr, row, offs_h, mask_eh, tile, H: tl.constexpr):
+    """Write `tile` [E, H] into the rows `row` [E] of a [*, H] tensor."""
+    tl.store(base_ptr + row[:, None] * H + offs_h[None, :], tile, mask=mask_eh)
+
+
+@triton.jit
+def load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e):
+    """The other end, the caller's number and the type of the edges at positions `offs_e`: int64."""
+    other = tl.load(index_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
+    if edge_id_ptr is not None:
+        edge = tl.load(edge_id_ptr + offs_e, mask=mask_e, other=0)
+    else:
+        edge = offs_e
+    if edge_type_ptr is not None:
+        kind = tl.load(edge_type_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
+    else:
+        kind = tl.zeros_like(other)
+    return other, edge, kind
+
+
+@triton.jit
+def scale_keys(
+    tile, kind, edge, offs_h, offs_d, mask_eh, key_table_ptr, key_edge_ptr,
+    H: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """`tile` [E, H, D] times the key scales of its edges; a scale that is None counts as 1."""
+    if key_table_ptr is not None:
+        tile *= load_heads(key_table_ptr, kind, offs_h, offs_d, mask_eh, H, D)
+    if key_edge_ptr is not None:
+        tile *= load_heads(key_edge_ptr, edge, offs_h, offs_d, mask_eh, H, D)
+    return tile
+
+
+@triton.jit
+def finish_scores(
+    product, kind, edge, offs_h, mask_eh, bias_table_ptr, bias_edge_ptr,
+    scale, clamp, temperature, H: tl.constexpr, CLAMP: tl.constexpr,
+):  # fmt: skip
+    """Scores [E, H] from products, -inf outside the mask, and their slope by the bias."""
+    score = scale * product
+    if bias_table_ptr is not None:
+        score += load_pairs(bias_table_ptr, kind, offs_h, mask_eh, H)
+    if bias_edge_ptr is not None:
+        score += load_pairs(bias_edge_ptr, edge, offs_h, mask_eh, H)
+    score = score / temperature
+    slope = tl.zeros_like(score) + 1.0 / temperature
+    if CLAMP:
+        slope = tl.where((score < -clamp) | (score > clamp), 0.0, slope)
+        score = tl.where(score < -clamp, -clamp, tl.where(score > clamp, clamp, score))
+    return tl.where(mask_eh, score, float("-inf")), slope
+
+
+@triton.jit
+def keep_factor(seed, item, first_head, threshold, keep_scale, BLOCK_H: tl.constexpr):
+    """Dropout of `item` [E] by head, as gtkern.random.keep_mask: fp32 [E, H], keep_scale or 0."""
+    low = (item & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    high = ((item >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    if BLOCK_H >= 4:
+        quad = (first_head // 4 + tl.arange(0, BLOCK_H // 4)).to(tl.uint32)[None, :]
+        w0, w1, w2, w3 = tl.philox(seed, low, high, quad, tl.zeros_like(quad))
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [E, H / 4, 2, 2] in the order of heads
+        word = tl.reshape(words, [item.shape[0], BLOCK_H])
+    else:
+        head = first_head + tl.arange(0, BLOCK_H)[None, :]
+        quad = (head // 4).to(tl.uint32)
+        w0, w1, w2, w3 = tl.philox(seed, low, high, quad, tl.zeros_like(quad))
+        lane = head % 4
+        word = tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+    return tl.where(word.to(tl.int64) >= threshold, keep_scale, 0.0)
+
+
+@triton.jit
+def merge_sum_kernel(
+    ptr_ptr, heavy_ptr, partial_ptr, out_ptr,
+    WIDTH: tl.constexpr, HEAVY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """Sum the partial rows [M, WIDTH] of each heavy row, in order, into its row of out."""
+    slot = tl.program_id(0).to(tl.int64)
+    row = tl.load(heavy_ptr + slot * 3)
+    begin = tl.load(ptr_ptr + row)
+    if tl.load(heavy_ptr + slot * 3 + 1) != begin:
+        return
+    stop = slot + (tl.load(ptr_ptr + row + 1) - begin + HEAVY - 1) // HEAVY
+    offs_x = tl.program_id(1).to(tl.int64) * BLOCK_X + tl.arange(0, BLOCK_X)
+    mask_x = offs_x < WIDTH
+    total = tl.zeros([BLOCK_M, BLOCK_X], tl.float32)
+    for start in range(slot, stop, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)
+        mask = (offs_m < stop)[:, None] & mask_x[None, :]
+        total += tl.load(
+            partial_ptr + offs_m[:, None] * WIDTH + offs_x[None, :], mask=mask, other=0.0
+        )
+    result = tl.sum(total, 0).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * WIDTH + offs_x, result, mask=mask_x)
+
+
+class Tile(NamedTuple):
+    """How a kernel over edges is cut.
+
+    Attributes:
+        block_e: edges of a tile. block_h: heads of a program. groups: programs for all heads.
+        widths: one padded width for each head width given.
+        warps: warps of a program.
+    """
+
+    block_e: int
+    block_h: int
+    groups: int
+    widths: tuple[int, ...]
+    warps: int
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`, and at least 1."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def choose_tile(
+    heads: int, widths: tuple[int, ...], mean_edges: int, *,
+    lane_elements: int, whole_heads: bool, interpreted: bool,
+) -> Tile:  # fmt: skip
+    """Cut a kernel by simple rules, so that nothing is timed (or compiled twice) at run time.
+
+    Args:
+        heads, widths: sizes of the operands; a width of 0 stands for an absent one.
+        mean_edges: mean number of edges of a row.
+        lane_elements: fp32 elements of one operand that a GPU lane may hold.
+        whole_heads: one program must see all heads.
+        interpreted: kernels run in Triton's interpreter, where only large tiles are quick.
+    """
+    padded = tuple(power_of_two(width) for width in widths)
+    block_h = power_of_two(heads)
+    if not whole_heads:
+        block_h = min(block_h, max(1, 256 // max(padded)))
+    elements = block_h * max(padded)
+    groups = -(-heads // block_h)
+    if interpreted:
+        return Tile(max(1, min(64, 2**18 // elements)), block_h, groups, padded, 1)
+    warps = 1 if mean_edges < 32 else 2 if mean_edges < 256 else 4
+    while warps < 8 and elements > warps * 32 * lane_elements:
+        warps *= 2
+    # few distinct sizes, so that graphs of like degree share compiled kernels
+    wanted = 8 if mean_edges <= 8 else 32 if mean_edges <= 32 else 128
+    block_e = max(1, min(wanted, warps * 32 * lane_elements // elements))
+    return Tile(block_e, block_h, groups, padded, warps)
