@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +11,14 @@ from torch import Tensor
 
 from gtkern import _backends, _check
 from gtkern.graph import Adjacency, Graph
+from gtkern.ops import _attention
+from gtkern.ops._attention import OPTIONS_SCHEMA, TERMS_SCHEMA, Forward, Needs, Terms
 from gtkern.ops.sparse_attention import reference
 from gtkern.ops.sparse_attention.native import Native
-from gtkern.ops.sparse_attention.types import Forward, Needs, Options, Terms
 
 __all__ = ["sparse_attention"]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-EXPHORMER_EPS = 1e-6
-_NORMALIZATION_EPS = {"softmax": 0.0, "exphormer": EXPHORMER_EPS}
 
 
 def sparse_attention(
@@ -91,7 +89,7 @@ def sparse_attention(
     """
     _check_inputs(q, k, v, graph)
     num_edges, heads, width = graph.num_edges, q.size(1), q.size(2)
-    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    work = _attention.accumulation_dtype(q)
     key_table, key_edge = _by_type_or_edge("key_scale", key_scale, graph, (heads, width), work)
     bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,), work)
     _check_edge_pair(edge_query, edge_attr, q, num_edges)
@@ -105,20 +103,13 @@ def sparse_attention(
         edge_query=edge_query,
         edge_attr=edge_attr,
     )
-    if normalization not in _NORMALIZATION_EPS:
-        raise ValueError(f"normalization must be 'softmax' or 'exphormer', got {normalization!r}")
-    scale = width**-0.5 if scale is None else _check.number("scale", scale, -math.inf, math.inf)
-    clamp = math.inf if clamp is None else _check.number("clamp", clamp, 0, math.inf, open_low=True)
-    temperature = _check.number("temperature", temperature, 0, math.inf, open_low=True)
-    dropout = _check.number("dropout", dropout, 0, 1 - 2.0**-32)
-    eps = _NORMALIZATION_EPS[normalization]
+    numbers = _attention.numbers(width, scale, clamp, temperature, dropout, normalization)
     chosen = _backends.resolve("sparse_attention", backend, BACKENDS, q.device, q.dtype)
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     seed_tensor = _check.seed("seed", seed) if dropout > 0 else None
 
     if chosen == "reference":
-        number = 0 if seed_tensor is None else int(seed_tensor)
-        options = Options(scale, clamp, temperature, dropout, eps, number)
+        options = _attention.options(numbers, seed_tensor)
         result = reference.forward(q, k, v, graph.csr, terms, options, return_scores)
     else:
         differentiated = torch.is_grad_enabled() and any(
@@ -132,11 +123,7 @@ def sparse_attention(
                 list(graph.csr),
                 list(graph.csc) if differentiated else [],
                 *(None if term is None else term.contiguous() for term in terms),
-                scale,
-                clamp,
-                temperature,
-                dropout,
-                eps,
+                *numbers,
                 seed_tensor,
                 return_scores,
                 chosen,
@@ -223,24 +210,16 @@ def _check_edge_pair(
     _check.same_dtype("edge_attr", edge_attr, "q", q)
 
 
-_TERMS_SCHEMA = (
-    "Tensor? key_table, Tensor? bias_table, Tensor? key_edge, Tensor? bias_edge, "
-    "Tensor? edge_query, Tensor? edge_attr"
-)
-_OPTIONS_SCHEMA = (
-    "float scale, float clamp, float temperature, float dropout, float eps, Tensor? seed"
-)
-
 torch.library.define(
     "gtkern::sparse_attention_fwd",
-    f"(Tensor q, Tensor k, Tensor v, Tensor[] csr, Tensor[] csc, {_TERMS_SCHEMA}, "
-    f"{_OPTIONS_SCHEMA}, bool return_scores, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor q, Tensor k, Tensor v, Tensor[] csr, Tensor[] csc, {TERMS_SCHEMA}, "
+    f"{OPTIONS_SCHEMA}, bool return_scores, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "gtkern::sparse_attention_bwd",
     "(Tensor grad_out, Tensor? grad_edge_out, Tensor? grad_scores, Tensor q, Tensor k, Tensor v, "
-    f"Tensor out, Tensor edge_out, Tensor lse, Tensor[] csr, Tensor[] csc, {_TERMS_SCHEMA}, "
-    f"{_OPTIONS_SCHEMA}, bool[] needs, str backend) -> ({', '.join(['Tensor'] * 9)})",
+    f"Tensor out, Tensor edge_out, Tensor lse, Tensor[] csr, Tensor[] csc, {TERMS_SCHEMA}, "
+    f"{OPTIONS_SCHEMA}, bool[] needs, str backend) -> ({', '.join(['Tensor'] * 9)})",
 )
 
 
@@ -261,8 +240,7 @@ def _forward(
     seed: Tensor | None, return_scores: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
-    number = 0 if seed is None else int(seed)
-    options = Options(scale, clamp, temperature, dropout, eps, number)
+    options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
     return tuple(_load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores))
 
 
@@ -278,8 +256,7 @@ def _backward(
     seed: Tensor | None, needs: Sequence[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
-    number = 0 if seed is None else int(seed)
-    options = Options(scale, clamp, temperature, dropout, eps, number)
+    options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
     return tuple(
         _load(backend).backward(
             grad_out.contiguous(),
@@ -309,7 +286,7 @@ def _forward_fake(
     scale: float, clamp: float, temperature: float, dropout: float, eps: float,
     seed: Tensor | None, return_scores: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    work = _attention.accumulation_dtype(q)
     num_dst, heads, _ = q.shape
     scores = (csr[1].numel(), heads) if return_scores else (0,)
     return (
@@ -382,6 +359,7 @@ def _autograd(
         ctx.backend,
     )
     result: list[Any] = [None] * 19
+    result[3], result[4] = [None] * len(csr), [None] * len(csc)
     for at, needed, gradient in zip(_DIFFERENTIABLE, needs, gradients, strict=True):
         result[at] = gradient if needed else None
     return tuple(result)

@@ -1,0 +1,145 @@
+"""What the rooms of softmax attention share: the description of a call, and its checks."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gtkern import _check
+
+EXPHORMER_EPS = 1e-6
+NORMALIZATION_EPS = {"softmax": 0.0, "exphormer": EXPHORMER_EPS}
+
+TERMS_SCHEMA = (
+    "Tensor? key_table, Tensor? bias_table, Tensor? key_edge, Tensor? bias_edge, "
+    "Tensor? edge_query, Tensor? edge_attr"
+)
+OPTIONS_SCHEMA = (
+    "float scale, float clamp, float temperature, float dropout, float eps, Tensor? seed"
+)
+
+
+class Terms(NamedTuple):
+    """The optional inputs of a score. Tables and per-edge biases have the accumulation dtype.
+
+    Attributes:
+        key_table: [T, H, D]; multiplies the keys, by edge type.
+        bias_table: [T, H]; added to the score, by edge type.
+        key_edge: [E, H, D]; multiplies the keys, by edge.
+        bias_edge: [E, H]; added to the score, by edge.
+        edge_query: [N_dst, H, De], dtype of q; with edge_attr adds their product to the score.
+        edge_attr: [E, De], dtype of q.
+
+    In sparse_attention, E counts edges in the caller's order: the edge at position p of an
+    adjacency is edge_id[p], or p where edge_id is empty. In sampled_attention, E stands for two
+    dimensions N_dst, K: the places of the neighbours.
+    """
+
+    key_table: Tensor | None = None
+    bias_table: Tensor | None = None
+    key_edge: Tensor | None = None
+    bias_edge: Tensor | None = None
+    edge_query: Tensor | None = None
+    edge_attr: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """The numbers of a call.
+
+    Attributes:
+        scale: multiplies the products (not the bias).
+        clamp: scores are held in [-clamp, clamp]; inf: no clamp.
+        temperature: divides scale * products + bias, before the clamp.
+        dropout: probability that a normalised score is dropped.
+        eps: added to every softmax denominator Σ exp(score): 0, or Exphormer's 1e-6.
+        seed: 64 bits for the dropout mask; 0 without dropout.
+    """
+
+    scale: float
+    clamp: float
+    temperature: float
+    dropout: float
+    eps: float
+    seed: int
+
+
+class Forward(NamedTuple):
+    """Attributes:
+    out: [N_dst, H, Dv], dtype of q.
+    edge_out: [N_dst, H, De], dtype of q; has no elements without edge_attr.
+    lse: [N_dst, H], accumulation dtype: log(eps + Σ exp(score)); -inf for a row of weight 0.
+        A normalised score is exp(score - lse).
+    scores: [E, H], accumulation dtype, caller's order: the normalised scores before dropout; has no
+        elements unless asked for.
+    """
+
+    out: Tensor
+    edge_out: Tensor
+    lse: Tensor
+    scores: Tensor
+
+
+class Gradients(NamedTuple):
+    """One for each differentiable input, in its shape and dtype; no elements where not needed."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    key_table: Tensor
+    bias_table: Tensor
+    key_edge: Tensor
+    bias_edge: Tensor
+    edge_query: Tensor
+    edge_attr: Tensor
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    q: bool
+    k: bool
+    v: bool
+    key_table: bool
+    bias_table: bool
+    key_edge: bool
+    bias_edge: bool
+    edge_query: bool
+    edge_attr: bool
+
+
+def numbers(
+    width: int,
+    scale: float | None,
+    clamp: float | None,
+    temperature: float,
+    dropout: float,
+    normalization: str,
+) -> tuple[float, float, float, float, float]:
+    """Check the numbers of a call: (scale, clamp, temperature, dropout, eps) of `Options`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if normalization not in NORMALIZATION_EPS:
+        raise ValueError(f"normalization must be 'softmax' or 'exphormer', got {normalization!r}")
+    return (
+        width**-0.5 if scale is None else _check.number("scale", scale, -math.inf, math.inf),
+        math.inf if clamp is None else _check.number("clamp", clamp, 0, math.inf, open_low=True),
+        _check.number("temperature", temperature, 0, math.inf, open_low=True),
+        _check.number("dropout", dropout, 0, 1 - 2.0**-32),
+        NORMALIZATION_EPS[normalization],
+    )
+
+
+def options(numbers: tuple[float, float, float, float, float], seed: Tensor | None) -> Options:
+    """`Options` from the numbers of a call and the seed of its dropout, if any."""
+    scale, clamp, temperature, dropout, eps = numbers
+    return Options(scale, clamp, temperature, dropout, eps, 0 if seed is None else int(seed))
+
+
+def accumulation_dtype(q: Tensor) -> torch.dtype:
+    """The dtype in which a call is summed."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -1,0 +1,6 @@
+"""Weighted sampling of neighbours without replacement; README.md holds the derivation."""
+
+from gtkern.ops.neighbor_sampling.batches import LayerBatch, layer_batches
+from gtkern.ops.neighbor_sampling.op import Neighbors, sample_neighbors
+
+__all__ = ["LayerBatch", "Neighbors", "layer_batches", "sample_neighbors"]

@@ -1,0 +1,228 @@
+"""sample_neighbors: the public function, its checks, and the torch.library op behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gtkern import _backends, _check
+from gtkern.graph import Adjacency, Graph
+from gtkern.ops.neighbor_sampling import native, reference
+from gtkern.ops.neighbor_sampling.reference import LARGEST_WEIGHT
+
+__all__ = ["Neighbors", "sample_neighbors"]
+
+BACKENDS = ("reference", "cpu")
+METHODS = ("weighted", "uniform", "top")
+FILLS = ("replacement", "pad")
+
+
+class Neighbors(NamedTuple):
+    """The sampled neighbours of one layer; -1 stands for none.
+
+    Attributes:
+        index: int32 [N, k]; the source nodes.
+        edge: int64 [N, k]; the caller's numbers of the edges.
+        type: uint8 [N, k], 0 where there is no neighbour; None when the graph has no edge types.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    edge: Tensor
+    type: Tensor | None
+
+
+def sample_neighbors(
+    graph: Graph,
+    weight: Tensor | None = None,
+    k: int | Sequence[int] = 10,
+    *,
+    seed: int | Tensor | None,
+    epoch: int = 0,
+    method: str = "weighted",
+    fill: str = "replacement",
+    backend: str = "auto",
+) -> tuple[Neighbors, ...]:
+    """Draw k of the edges that come into every node, for one or several layers.
+
+    "weighted" draws without replacement, each draw in proportion to the weights that are left (the
+    exponential race: the k smallest of Exp(1) / weight). "uniform" does so with equal weights.
+    "top" takes the k largest weights, ties to the earlier edge of the row.
+
+    A row lists what it drew in the order of the graph's CSR; a row with fewer than k edges of
+    positive weight keeps them all and is filled up behind them. A result depends on the seed,
+    epoch, layer, and the edge's place in the graph alone: it is the same, bit for bit, on every
+    backend and number of threads.
+
+    Args:
+        graph: the edges; N is its number of destinations.
+        weight: [E] for all layers or [L, E], float, in the order the graph was given its edges,
+            at most 2**100. Below 2**-100 it counts as 0, and an edge of weight 0 is never drawn.
+            Needed by "weighted" and "top"; None for "uniform". Rounded to float32. On a GPU the
+            values are not checked: an edge of negative, too large or NaN weight is never drawn.
+        k: places for each node, at least 1: one number, or one for each layer. The number of
+            layers L is that of weight or k; 1 when neither names one.
+        seed: 64-bit integer or 0-d int64 CPU tensor; None draws one from torch's generator.
+        epoch: 0 .. 2**32 - 1; each epoch draws anew.
+        method: "weighted", "uniform" or "top".
+        fill: what rows with fewer than k edges of positive weight are filled with: "replacement"
+            draws in proportion to the weights, with replacement; "pad" puts -1. A row without
+            such edges is -1 throughout.
+        backend: "auto", "reference" or "cpu"; a named one never falls back.
+
+    Returns:
+        The neighbours of each layer, as `Neighbors`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
+        NotImplementedError: the named backend cannot run here.
+
+    Reference: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"; Shirzad
+    et al. 2024 (Spexphormer), algorithm 2, for the rule of filling up.
+    """
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"graph must be a gtkern.Graph (Graph.from_any makes one), got {type(graph).__name__}"
+        )
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {_names(METHODS)}, got {method!r}")
+    if fill not in FILLS:
+        raise ValueError(f"fill must be one of {_names(FILLS)}, got {fill!r}")
+    if isinstance(epoch, bool) or not isinstance(epoch, int):
+        raise TypeError(f"epoch must be an integer, got {type(epoch).__name__}")
+    if not 0 <= epoch < 2**32:
+        raise ValueError(f"epoch must be 0 .. 2**32 - 1, got {epoch}")
+    weight = _checked_weight(weight, method, graph)
+    counts = _checked_counts(k, weight)
+    chosen = _backends.resolve("sample_neighbors", backend, BACKENDS, graph.device, torch.float32)
+    index, edge, kind = torch.ops.gtkern.sample_neighbors(
+        list(graph.csr),
+        weight,
+        counts,
+        _check.seed("seed", seed),
+        epoch,
+        "top" if method == "top" else "race",
+        fill == "pad",
+        chosen,
+    )
+    layers = []
+    begin = 0
+    for count in counts:
+        shape = (graph.num_dst_nodes, count)
+        end = begin + shape[0] * shape[1]
+        layers.append(
+            Neighbors(
+                index[begin:end].view(shape),
+                edge[begin:end].view(shape),
+                kind[begin:end].view(shape) if graph.has_edge_types else None,
+            )
+        )
+        begin = end
+    return tuple(layers)
+
+
+def _names(values: tuple[str, ...]) -> str:
+    return ", ".join(repr(value) for value in values)
+
+
+def _checked_weight(weight: Tensor | None, method: str, graph: Graph) -> Tensor | None:
+    """The weights as float32 [1 or L, E]."""
+    if method == "uniform":
+        if weight is not None:
+            raise ValueError("weight must be None with method='uniform', got a tensor")
+        return None
+    if weight is None:
+        raise ValueError(f"weight must be given with method={method!r}, got None")
+    _check.floating("weight", weight)
+    num_edges = graph.num_edges
+    if (
+        weight.dim() not in (1, 2)
+        or weight.size(-1) != num_edges
+        or weight.size(0) == 0 < num_edges
+    ):
+        raise ValueError(
+            f"weight must have shape [E] or [L, E] with E = {num_edges}, got {list(weight.shape)}"
+        )
+    _check.same_device(graph=graph.csr.ptr, weight=weight)
+    weight = weight.detach().to(torch.float32)
+    return (weight[None] if weight.dim() == 1 else weight).contiguous()
+
+
+def _check_values(weight: Tensor | None) -> None:
+    """Check weights on the CPU; on a GPU it would wait for the device."""
+    if weight is None or weight.device.type != "cpu" or weight.numel() == 0:
+        return
+    low, high = (float(value) for value in torch.aminmax(weight))
+    if not (low >= 0 and high <= LARGEST_WEIGHT):
+        wrong = high if low >= 0 else low
+        raise ValueError(f"weight must be 0 .. 2**100, got {wrong:g}")
+
+
+def _checked_counts(k: int | Sequence[int], weight: Tensor | None) -> list[int]:
+    """The number of places in each layer."""
+    layers = 1 if weight is None else weight.size(0)
+    if isinstance(k, int):
+        counts = [k] * layers
+    elif isinstance(k, Sequence) and not isinstance(k, str):
+        counts = list(k)
+    else:
+        raise TypeError(f"k must be an integer or a list of them, got {type(k).__name__}")
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"k must hold integers, got {type(count).__name__}")
+        if not 1 <= count < 2**31:
+            raise ValueError(f"k must be at least 1, got {count}")
+    if not counts:
+        raise ValueError("k must name at least 1 layer, got an empty list")
+    if layers > 1 and len(counts) != layers:
+        raise ValueError(
+            f"k must have one number for each of the {layers} layers of weight, got {len(counts)}"
+        )
+    return counts
+
+
+torch.library.define(
+    "gtkern::sample_neighbors",
+    "(Tensor[] csr, Tensor? weight, int[] k, Tensor seed, int epoch, str method, bool pad, "
+    "str backend) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("gtkern::sample_neighbors", "CompositeExplicitAutograd")
+def _sample(
+    csr: Sequence[Tensor],
+    weight: Tensor | None,
+    k: Sequence[int],
+    seed: Tensor,
+    epoch: int,
+    method: str,
+    pad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_values(weight)
+    arguments = (Adjacency(*csr), weight, list(k), int(seed), epoch, method, pad)
+    if backend == "reference":
+        return reference.forward(*arguments)
+    return native.forward(backend, *arguments)
+
+
+@torch.library.register_fake("gtkern::sample_neighbors")
+def _sample_fake(
+    csr: Sequence[Tensor],
+    weight: Tensor | None,
+    k: Sequence[int],
+    seed: Tensor,
+    epoch: int,
+    method: str,
+    pad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    ptr, _, _, edge_type, _ = csr
+    size = (ptr.size(0) - 1) * sum(k)
+    return (
+        ptr.new_empty(size, dtype=torch.int32),
+        ptr.new_empty(size),
+        edge_type.new_empty(size if edge_type.numel() else 0),
+    )

@@ -1,0 +1,82 @@
+"""The specification of sampled_attention: plain PyTorch, differentiable by autograd, any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gtkern.ops._attention import Forward, Options, Terms
+from gtkern.random import keep_mask
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbors: Tensor,
+    edge_type: Tensor,
+    terms: Terms,
+    options: Options,
+    return_scores: bool,
+    *,
+    released: bool = False,
+) -> Forward:
+    """Attention of every destination over its neighbours.
+
+    Args:
+        released: compute the products as the released code of Spexphormer does: it reads the keys
+            [K, H, D] of a destination as if they lay as [H, K, D] (README.md).
+    """
+    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    num_dst, heads, width = q.shape
+    degree = neighbors.size(1)
+    real = (neighbors >= 0)[:, :, None]  # [N, K, 1]
+    col = neighbors.clamp(min=0).to(torch.int64)
+    kind = edge_type.to(torch.int64) if edge_type.numel() else torch.zeros_like(col)
+    if k.size(0) == 0:  # padding alone: there is no row to stand in for it
+        k, v = k.new_zeros(1, heads, width), v.new_zeros(1, heads, v.size(2))
+
+    key = k.to(work)[col]  # [N, K, H, D]
+    if terms.key_table is not None:
+        key = key * terms.key_table.to(work)[kind]
+    if terms.key_edge is not None:
+        key = key * terms.key_edge.to(work)
+    if released:
+        mixed = key.reshape(num_dst, heads, degree, width)
+        product = (q.to(work)[:, :, None, :] * mixed).sum(-1).transpose(1, 2)  # [N, K, H]
+    else:
+        product = (q.to(work)[:, None] * key).sum(-1)  # [N, K, H]
+    attr = None
+    if terms.edge_query is not None and terms.edge_attr is not None:
+        attr = terms.edge_attr.to(work)[:, :, None, :]  # [N, K, 1, De]
+        product = product + (terms.edge_query.to(work)[:, None] * attr).sum(-1)
+    score = options.scale * product
+    if terms.bias_table is not None:
+        score = score + terms.bias_table.to(work)[kind]
+    if terms.bias_edge is not None:
+        score = score + terms.bias_edge.to(work)
+    score = score / options.temperature
+    if options.clamp != float("inf"):
+        score = score.clamp(-options.clamp, options.clamp)
+    score = torch.where(real, score, float("-inf"))
+
+    # one more column at -inf, for neighbours of width 0
+    lowest = score.detach().new_full((num_dst, 1, heads), float("-inf"))
+    peak = torch.cat((score.detach(), lowest), dim=1).amax(1)
+    # a row without weight has no largest score; any finite stand-in gives exp(-inf) = 0
+    peak = torch.where(peak == float("-inf"), torch.zeros_like(peak), peak)
+    weight = (score - peak[:, None]).exp()
+    total = weight.sum(1) + options.eps * (-peak).exp()
+    alpha = weight / torch.where(total == 0, torch.ones_like(total), total)[:, None]
+    kept = alpha
+    if options.dropout > 0:
+        place = torch.arange(neighbors.numel(), device=q.device)
+        mask = keep_mask(options.seed, place, heads, options.dropout)
+        kept = alpha * mask.view(num_dst, degree, heads) / (1 - options.dropout)
+
+    out = (kept[..., None] * v.to(work)[col]).sum(1).to(q.dtype)
+    edge_out = q.new_empty(0)
+    if attr is not None:
+        edge_out = (kept[..., None] * attr).sum(1).to(q.dtype)
+    lse = total.log() + peak
+    return Forward(out, edge_out, lse, alpha if return_scores else lse.new_empty(0))
