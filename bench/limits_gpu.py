@@ -15,8 +15,15 @@ _ROWS = 64
 
 @triton.jit
 def _read_rows(
-    table_ptr, index_ptr, out_ptr, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):  # One program reads ROWS rows and is the only writer of its sum: no atomics.
+    table_ptr: Any,
+    index_ptr: Any,
+    out_ptr: Any,
+    count: Any,
+    width: Any,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
+    # One program reads ROWS rows and is the only writer of its sum: no atomics.
     program = tl.program_id(0).to(tl.int64)
     offs_row = program * ROWS + tl.arange(0, ROWS)
     row = tl.load(index_ptr + offs_row, mask=offs_row < count, other=0).to(tl.int64)

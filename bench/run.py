@@ -468,7 +468,9 @@ def _check_peers(
 
 
 def chosen_backends(room: Room, device: torch.device, names: Sequence[str] | None) -> list[str]:
-    """The backends to measure: those named, or all that run on the device but the reference.
+    """The backends to measure: those named, or backend="auto"'s choice and all others that run.
+
+    The reference is left out unless it is the choice or named.
 
     Raises:
         ValueError: a named one is none of the room's, or cannot run here.
@@ -485,8 +487,10 @@ def chosen_backends(room: Room, device: torch.device, names: Sequence[str] | Non
             raise ValueError(f"backend {name!r} cannot run here: {reason}")
     if names:
         return list(names)
+    first = _backends.resolve(room.name, "auto", room.backends, device, torch.float32)
     running = [name for name in room.backends if _backends.unavailable_reason(name, device) is None]
-    return [name for name in running if name != "reference"] or running
+    others = [name for name in running if name not in (first, "reference")]
+    return [first, *others]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gtkern.ops.neighbor_sampling import sample_neighbors
 from torch import Tensor
 
 from bench.graphs import GraphSpec, edge_index
 from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
 from gtkern import Graph
+from gtkern.ops.neighbor_sampling import op, sample_neighbors
 
 __all__ = ["ROOM"]
 
@@ -103,7 +103,7 @@ def _numpy_loop(problem: Problem, passes: str) -> Call:
 ROOM = Room(
     name="neighbor_sampling",
     cases=CASES,
-    backends=("cpu", "triton", "cuda", "reference"),
+    backends=op.BACKENDS,
     prepare=_prepare,
     own=_own,
     cost=_cost,

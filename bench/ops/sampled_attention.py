@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from gtkern.ops.sampled_attention import sampled_attention
 from torch import Tensor
 
 from bench.graphs import GraphSpec
 from bench.harness import Call, Case, Cost, Peer, Problem, Room, Unsupported, gradient_call
+from gtkern.ops.sampled_attention import op, sampled_attention
 
 __all__ = ["ROOM"]
 
@@ -31,6 +31,14 @@ CASES = (
         quick=0.1,
     ),
     Case(
+        "photo-typed",
+        _nodes(7_650, 7_650),
+        {"K": 5, "H": 2, "D": 28, "T": 3},
+        options={"clamp": 8.0, "scale": 1.0},
+        goals={"fwd+bwd": 10},
+        quick=0.1,
+    ),
+    Case(
         "amazon2m-batch",
         _nodes(10_000, 100_000),
         {"K": 10, "H": 1, "D": 128},
@@ -42,18 +50,29 @@ CASES = (
 
 @dataclass(frozen=True)
 class _Data:
-    """q, grad [N_dst, H, D]; k, v [N_src, H, D]; neighbors int32 [N_dst, K], none of them -1."""
+    """Inputs of one case.
+
+    Attributes:
+        q: [N_dst, H, D], a leaf; grad, the gradient of the output, likewise.
+        k, v: [N_src, H, D], leaves.
+        neighbors: int32 [N_dst, K], none of them -1.
+        edge_type: uint8 [N_dst, K]; key_scale [T, H, D] and bias [T, H], leaves. None without T.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     grad: Tensor
     neighbors: Tensor
+    edge_type: Tensor | None = None
+    key_scale: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def leaves(self) -> list[Tensor]:
         """What gets a gradient."""
-        return [self.q, self.k, self.v]
+        leaves = (self.q, self.k, self.v, self.key_scale, self.bias)
+        return [leaf for leaf in leaves if leaf is not None]
 
 
 def _prepare(case: Case, device: torch.device) -> Problem:
@@ -61,23 +80,41 @@ def _prepare(case: Case, device: torch.device) -> Problem:
     generator = torch.Generator().manual_seed(1)
     dtype = getattr(torch, case.dtype)
 
-    def random(nodes: int) -> Tensor:
-        x = torch.randn(nodes, sizes["H"], sizes["D"], generator=generator)
-        return x.to(device, dtype)
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    q, k, v = (
-        random(nodes).requires_grad_() for nodes in (spec.num_dst, spec.num_src, spec.num_src)
-    )
+    heads, width = sizes["H"], sizes["D"]
+    q, grad = (random(spec.num_dst, heads, width) for _ in range(2))
+    k, v = (random(spec.num_src, heads, width) for _ in range(2))
     shape = (spec.num_dst, sizes["K"])
     neighbors = torch.randint(spec.num_src, shape, generator=generator, dtype=torch.int32)
-    return Problem(case, device, _Data(q, k, v, random(spec.num_dst), neighbors.to(device)))
+    edge_type = key_scale = bias = None
+    if "T" in sizes:
+        edge_type = torch.randint(sizes["T"], shape, generator=generator, dtype=torch.uint8)
+        edge_type = edge_type.to(device)
+        key_scale = random(sizes["T"], heads, width).requires_grad_()
+        bias = random(sizes["T"], heads).requires_grad_()
+    data = _Data(
+        q.requires_grad_(),
+        k.requires_grad_(),
+        v.requires_grad_(),
+        grad,
+        neighbors.to(device),
+        edge_type,
+        key_scale,
+        bias,
+    )
+    return Problem(case, device, data)
 
 
 def _own(problem: Problem, passes: str, backend: str) -> Call:
     data: _Data = problem.data
 
     def forward() -> Tensor:
-        out: Tensor = sampled_attention(data.q, data.k, data.v, data.neighbors, backend=backend)
+        out: Tensor = sampled_attention(
+            data.q, data.k, data.v, data.neighbors, edge_type=data.edge_type,
+            key_scale=data.key_scale, bias=data.bias, **problem.case.options, backend=backend,
+        )  # fmt: skip
         return out
 
     return gradient_call(forward, data.leaves, data.grad, passes)
@@ -96,6 +133,17 @@ def _cost(problem: Problem, passes: str) -> Cost:
     return Cost(moved, flops, row, 2 * spec.num_src * row, edges)
 
 
+def _finish(problem: Problem, product: Tensor, bias: Tensor | None) -> Tensor:
+    """Scores from products of queries and keys; bias in the shape of product."""
+    options = problem.case.options
+    score: Tensor = product * options.get("scale", problem.data.q.size(-1) ** -0.5)
+    if bias is not None:
+        score = score + bias
+    if "clamp" in options:
+        score = score.clamp(-options["clamp"], options["clamp"])
+    return score
+
+
 def _bmm(problem: Problem, passes: str) -> Call:
     """The released formulation: gathered [N_dst, K, H, D] tensors, batched products.
 
@@ -106,16 +154,21 @@ def _bmm(problem: Problem, passes: str) -> Call:
     num_dst, heads, width = data.q.shape
     count = data.neighbors.size(1)
     index = data.neighbors.flatten().long()
+    kind = None if data.edge_type is None else data.edge_type.flatten().long()
 
-    def gathered(x: Tensor) -> Tensor:
-        rows = x[index].view(num_dst, count, heads, width)
-        return rows.transpose(1, 2).reshape(num_dst * heads, count, width)
+    def by_head(rows: Tensor) -> Tensor:
+        places = rows.view(num_dst, count, heads, -1).transpose(1, 2)
+        return places.reshape(num_dst * heads, count, -1)
 
     def forward() -> Tensor:
+        key, bias = data.k[index], None
+        if kind is not None and data.key_scale is not None and data.bias is not None:
+            key = key * data.key_scale[kind]
+            bias = by_head(data.bias[kind]).squeeze(-1)
         query = data.q.reshape(num_dst * heads, width, 1)
-        score = torch.bmm(gathered(data.k), query).squeeze(-1) * width**-0.5
-        alpha = score.softmax(-1)
-        out = torch.bmm(alpha[:, None, :], gathered(data.v))
+        product = torch.bmm(by_head(key), query).squeeze(-1)
+        alpha = _finish(problem, product, bias).softmax(-1)
+        out = torch.bmm(alpha[:, None, :], by_head(data.v[index]))
         return out.view(num_dst, heads, width)
 
     return gradient_call(forward, data.leaves, data.grad, passes)
@@ -133,10 +186,14 @@ def _eager(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Problem, str
         nodes, count = data.neighbors.shape
         source = data.neighbors.flatten().long()
         destination = torch.arange(nodes, device=source.device).repeat_interleave(count)
+        kind = None if data.edge_type is None else data.edge_type.flatten().long()
 
         def forward() -> Tensor:
-            score = (gather(data.q, destination) * gather(data.k, source)).sum(-1)
-            alpha = softmax(score * data.q.size(-1) ** -0.5, destination, num_nodes=nodes)
+            key, bias = gather(data.k, source), None
+            if kind is not None and data.key_scale is not None and data.bias is not None:
+                key, bias = key * gather(data.key_scale, kind), gather(data.bias, kind)
+            product = (gather(data.q, destination) * key).sum(-1)
+            alpha = softmax(_finish(problem, product, bias), destination, num_nodes=nodes)
             message = alpha[..., None] * gather(data.v, source)
             return torch.zeros_like(data.q).index_add(0, destination, message)
 
@@ -148,7 +205,7 @@ def _eager(gather: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Problem, str
 ROOM = Room(
     name="sampled_attention",
     cases=CASES,
-    backends=("cpu", "triton", "cuda", "reference"),
+    backends=op.BACKENDS,
     prepare=_prepare,
     own=_own,
     cost=_cost,

@@ -21,7 +21,7 @@ from bench.harness import (
     time_once_per_graph,
 )
 from gtkern import Graph
-from gtkern.ops.sparse_attention import sparse_attention
+from gtkern.ops.sparse_attention import op, sparse_attention
 
 __all__ = ["ROOM"]
 
@@ -263,7 +263,7 @@ def _dense_memory(problem: Problem, passes: str) -> float:
 ROOM = Room(
     name="sparse_attention",
     cases=CASES,
-    backends=("cpu", "triton", "cuda", "reference"),
+    backends=op.BACKENDS,
     prepare=_prepare,
     own=_own,
     cost=_cost,
