@@ -1,9 +1,13 @@
 # Everything from an empty clone; needs Python 3.10 or later, gcc/g++ and make.
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
+# the version that the checks run with; any from 2.11 on will do
+TORCH ?= torch==2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
+# bytecode is left to the first import: most modules never see one
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 EXTRAS := ogb,test,lint,triton
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
@@ -14,8 +18,9 @@ EMULATED := build/emulated/libgtkern_emulated.so
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGTKERN_WERROR=ON -S .
 
-# ON builds the installed libraries with warnings as errors, as `make test` does.
-STRICT ?= OFF
+# ON builds the installed libraries with warnings as errors, as `make test` does; what was once
+# built so stays so, for another choice would compile everything anew.
+STRICT ?= $(if $(wildcard $(VENV)/.installed-strict-ON),ON,OFF)
 INSTALLED := $(VENV)/.installed-strict-$(STRICT)
 
 .DEFAULT_GOAL := help
@@ -41,14 +46,14 @@ $(VENV)/.torch:
 		2> /dev/null; then index="--extra-index-url $(CPU_WHEELS)"; \
 	else index=; fi; \
 	echo "installing torch and the build tools"; \
-	$(BIN)/pip install -q --disable-pip-version-check $$index \
-		"torch>=2.11" "setuptools>=77" cmake ninja pybind11 numpy
+	$(PIP) $$index \
+		"$(TORCH)" "setuptools>=77" cmake ninja pybind11 numpy
 	@touch $@
 
 $(INSTALLED): $(VENV)/.torch $(PACKAGE)
 	@echo "building the native libraries and installing gtkern"
-	CMAKE_ARGS="$(CMAKE_ARGS) -DGTKERN_WERROR=$(STRICT)" $(BIN)/pip install -q \
-		--disable-pip-version-check --no-build-isolation -e ".[$(EXTRAS)]"
+	CMAKE_ARGS="$(CMAKE_ARGS) -DGTKERN_WERROR=$(STRICT)" $(PIP) \
+		--no-build-isolation -e ".[$(EXTRAS)]"
 	@$(BIN)/python -c "from gtkern import _native; print('native CPU kernels:', \
 		_native.missing_reason('cpu') or 'ready')"
 	@rm -f $(VENV)/.installed-strict-*
