@@ -3,10 +3,10 @@
 // The schemas of sparse_attention's native ops, the same for every backend. Shapes, in order:
 //   q [N_dst, H, D]; k [N_src, H, D]; v [N_src, H, Dv]; one dtype of fp32, bf16, fp16 (CPU: fp64).
 //   An adjacency is five tensors (gtkern/graph.py): ptr int64 [rows + 1], index int32 [E],
-//   edge_id int64 [E] or [0] (the identity), edge_type uint8 [E] or [0] (all 0), heavy int64 [M, 3].
-//   key_table [T, H, D], bias_table [T, H], key_edge [E, H, D], bias_edge [E, H] in fp32 (fp64 with
-//   fp64 q); edge_query [N_dst, H, De] and edge_attr [E, De] in the dtype of q.
-//   out [N_dst, H, Dv]; edge_out [N_dst, H, De] or [0]; lse fp32 [N_dst, H]; scores fp32 [E, H] or [0].
+//   edge_id int64 [E] or [0] (the identity), edge_type uint8 [E] or [0] (all 0), heavy int64 [M,
+//   3]. key_table [T, H, D], bias_table [T, H], key_edge [E, H, D], bias_edge [E, H] in fp32 (fp64
+//   with fp64 q); edge_query [N_dst, H, De] and edge_attr [E, De] in the dtype of q. out [N_dst, H,
+//   Dv]; edge_out [N_dst, H, De] or [0]; lse fp32 [N_dst, H]; scores fp32 [E, H] or [0].
 // The nine gradients stand in the order q, k, v, then the six terms; bit b of `needs` asks for
 // number b, and one that is not needed has no elements.
 
