@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,13 +62,13 @@ def forward(
         score = score.clamp(-options.clamp, options.clamp)
     score = torch.where(real, score, float("-inf"))
 
-    # one more column at -inf, for neighbours of width 0
-    lowest = score.detach().new_full((num_dst, 1, heads), float("-inf"))
-    peak = torch.cat((score.detach(), lowest), dim=1).amax(1)
+    # eps weighs in as one more score; as a candidate for the peak it keeps exp(-peak) finite
+    lowest = math.log(options.eps) if options.eps > 0 else float("-inf")
+    peak = torch.cat((score.detach(), score.new_full((num_dst, 1, heads), lowest)), dim=1).amax(1)
     # a row without weight has no largest score; any finite stand-in gives exp(-inf) = 0
     peak = torch.where(peak == float("-inf"), torch.zeros_like(peak), peak)
     weight = (score - peak[:, None]).exp()
-    total = weight.sum(1) + options.eps * (-peak).exp()
+    total = weight.sum(1) + (lowest - peak).exp()
     alpha = weight / torch.where(total == 0, torch.ones_like(total), total)[:, None]
     kept = alpha
     if options.dropout > 0:

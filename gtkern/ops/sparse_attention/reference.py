@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,12 +53,14 @@ def forward(
         return values.new_zeros(num_dst, *values.shape[1:]).index_add(0, row, values)
 
     index = row[:, None].expand(-1, heads)
-    peak = score.detach().new_full((num_dst, heads), float("-inf"))
+    # eps weighs in as one more score; as the first peak it keeps exp(-peak) finite
+    lowest = math.log(options.eps) if options.eps > 0 else float("-inf")
+    peak = score.detach().new_full((num_dst, heads), lowest)
     peak = peak.scatter_reduce(0, index, score.detach(), "amax")
     # a row without weight has no largest score; any finite stand-in gives exp(-inf) = 0
     peak = torch.where(peak == float("-inf"), torch.zeros_like(peak), peak)
     weight = (score - peak[row]).exp()
-    total = row_sum(weight) + options.eps * (-peak).exp()
+    total = row_sum(weight) + (lowest - peak).exp()
     alpha = weight / torch.where(total == 0, torch.ones_like(total), total)[row]
     scale_kept = alpha
     if options.dropout > 0:
