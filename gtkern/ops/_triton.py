@@ -50,7 +50,7 @@ def load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e):
     if edge_id_ptr is not None:
         edge = tl.load(edge_id_ptr + offs_e, mask=mask_e, other=0)
     else:
-        edge = offs_e
+        edge = offs_e.to(tl.int64)
     if edge_type_ptr is not None:
         kind = tl.load(edge_type_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
     else:
@@ -138,16 +138,22 @@ class Tile(NamedTuple):
     """How a kernel over edges is cut.
 
     Attributes:
-        block_e: edges of a tile. block_h: heads of a program. groups: programs for all heads.
+        block_r: rows of a program. block_e: edges of each of them in a tile.
+        block_h: heads of a program. groups: programs for all heads.
         widths: one padded width for each head width given.
         warps: warps of a program.
     """
 
+    block_r: int
     block_e: int
     block_h: int
     groups: int
     widths: tuple[int, ...]
     warps: int
+
+    def programs(self, rows: int) -> int:
+        """How many programs `rows` rows take."""
+        return -(-rows // self.block_r)
 
 
 def power_of_two(number: int) -> int:
@@ -175,11 +181,14 @@ def choose_tile(
     elements = block_h * max(padded)
     groups = -(-heads // block_h)
     if interpreted:
-        return Tile(max(1, min(64, 2**18 // elements)), block_h, groups, padded, 1)
+        places = max(1, min(512, 2**18 // elements))
+        return Tile(max(1, places // 32), min(places, 32), block_h, groups, padded, 1)
     warps = 1 if mean_edges < 32 else 2 if mean_edges < 256 else 4
     while warps < 8 and elements > warps * 32 * lane_elements:
         warps *= 2
+    places = max(1, warps * 32 * lane_elements // elements)
     # few distinct sizes, so that graphs of like degree share compiled kernels
-    wanted = 8 if mean_edges <= 8 else 32 if mean_edges <= 32 else 128
-    block_e = max(1, min(wanted, warps * 32 * lane_elements // elements))
-    return Tile(block_e, block_h, groups, padded, warps)
+    block_e = min(places, 8 if mean_edges <= 8 else 32 if mean_edges <= 32 else 128)
+    # rows side by side wait for the longest of them: a few only, and of short ones
+    block_r = min(4, places // block_e) if mean_edges <= 8 else 1
+    return Tile(block_r, block_e, block_h, groups, padded, warps)

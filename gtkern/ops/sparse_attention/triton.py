@@ -53,9 +53,9 @@ def forward(
 
     def launch(rows: int, items: bool, results: tuple[Tensor, ...]) -> None:
         tile = _tile(heads, (width, width_v, width_e), csr, items)
-        forward_kernel[rows, tile.groups](
+        forward_kernel[tile.programs(rows), tile.groups](
             q, k, v, *edges, *terms, *results, scores if return_scores else None,
-            *numbers, log2_eps, heads, width, width_v, width_e,
+            rows, *numbers, log2_eps, heads, width, width_v, width_e,
             **_flags(options), EPS=has_eps, ITEMS=items, **_blocks(tile),
         )  # fmt: skip
 
@@ -78,10 +78,10 @@ def forward(
             for rows, items in ((num_dst, False), (pieces, True)):
                 if rows:
                     tile = _tile(heads, (1,), csr, items)
-                    normalize_kernel[rows, tile.groups](
-                        csr.ptr, edges[2], csr.heavy, lse, scores, heads,
-                        ITEMS=items, HEAVY=HEAVY_ROW_EDGES, BLOCK_E=tile.block_e,
-                        BLOCK_H=tile.block_h, num_warps=tile.warps,
+                    normalize_kernel[tile.programs(rows), tile.groups](
+                        csr.ptr, edges[2], csr.heavy, lse, scores, rows, heads,
+                        ITEMS=items, HEAVY=HEAVY_ROW_EDGES, BLOCK_R=tile.block_r,
+                        BLOCK_E=tile.block_e, BLOCK_H=tile.block_h, num_warps=tile.warps,
                     )  # fmt: skip
     return Forward(out, edge_out, lse, scores)
 
@@ -151,11 +151,11 @@ def _fill_delta(
         extra = torch.empty_like(shared.lse)
         for rows, items, (result,) in _passes(csr, extra):
             tile = _tile(heads, (width, 1, width_e), csr, items)
-            score_delta_kernel[rows, tile.groups](
+            score_delta_kernel[tile.programs(rows), tile.groups](
                 shared.grad_scores, shared.q, shared.k, shared.lse,
-                *_edges(csr), *terms, result, *_numbers(options)[:3], heads, width, width_e,
+                *_edges(csr), *terms, result, rows, *_numbers(options)[:3], heads, width, width_e,
                 CLAMP=options.clamp != math.inf, ITEMS=items, HEAVY=HEAVY_ROW_EDGES,
-                BLOCK_E=tile.block_e, BLOCK_H=tile.block_h,
+                BLOCK_R=tile.block_r, BLOCK_E=tile.block_e, BLOCK_H=tile.block_h,
                 BLOCK_D=tile.widths[0], BLOCK_DE=tile.widths[2], num_warps=tile.warps,
             )  # fmt: skip
             if items:
@@ -183,8 +183,8 @@ def _fill_sources(
     full = [gradients.k if needs.k else None, gradients.v if needs.v else None]
     for rows, items, results in _passes(csc, *full):
         tile = _tile(heads, (width, width_v, width_e), csc, items)
-        source_kernel[rows, tile.groups](
-            *shared, *_edges(csc), *terms, *results, *_numbers(options),
+        source_kernel[tile.programs(rows), tile.groups](
+            *shared, *_edges(csc), *terms, *results, rows, *_numbers(options),
             heads, width, width_v, width_e, **_flags(options), ITEMS=items, **_blocks(tile),
         )  # fmt: skip
         if items:
@@ -217,33 +217,45 @@ def _fill_destinations(
         gradients.bias_table if needs.bias_table else None,
     ]
     num_types = max((len(table) for table in of_types if table is not None), default=0)
-    passes = _passes(csr, *of_rows)
-    # a program walks many rows where it sums tables: few programs keep their partials few
-    limit = max(64, min(_TABLE_BLOCKS, _TABLE_ELEMENTS // max(1, num_types * heads * width)))
-    blocks = [min(rows, limit) if num_types else rows for rows, _, _ in passes]
-    partials = [
-        None if table is None else _fp32(table, sum(blocks), *table.shape) for table in of_types
-    ]
     types_at_once = min(_TYPES_AT_ONCE, power_of_two(num_types))
+    launches = [
+        (
+            rows,
+            items,
+            results,
+            _tile(
+                heads,
+                (width, width_v, width_e),
+                csr,
+                items,
+                lane_elements=_LANE_ELEMENTS // (2 if num_types else 1),
+                whole_heads=needs.edge_attr,
+            ),
+        )
+        for rows, items, results in _passes(csr, *of_rows)
+    ]
+    programs = [tile.programs(rows) for rows, _, _, tile in launches]
+    if num_types:
+        # a program that sums tables walks many rows: few programs keep their partials small
+        limit = min(_TABLE_BLOCKS, _TABLE_ELEMENTS // (num_types * heads * width))
+        programs = [min(count, max(64, limit)) for count in programs]
+    partials = [
+        None if table is None else _fp32(table, sum(programs), *table.shape) for table in of_types
+    ]
     for first_type in range(0, max(1, num_types), types_at_once):
         again = first_type > 0
         first_block = 0
-        for (rows, items, results), programs in zip(passes, blocks, strict=True):
-            tile = _tile(
-                heads, (width, width_v, width_e), csr, items,
-                lane_elements=_LANE_ELEMENTS // (2 if num_types else 1),
-                whole_heads=needs.edge_attr,
-            )  # fmt: skip
+        for (rows, items, results, tile), blocks in zip(launches, programs, strict=True):
             only_types = again and csr.edge_type.numel() > 0
-            destination_kernel[programs, tile.groups](
+            destination_kernel[blocks, tile.groups](
                 *shared, *_edges(csr), *terms,
                 *([None] * 5 if again else [*results, *of_edges]), *partials,
-                *_numbers(options), rows, first_type, first_block,
+                rows, *_numbers(options), first_type, first_block,
                 num_types, heads, width, width_v, width_e,
                 **_flags(options), ONLY_TYPES=only_types, ITEMS=items,
                 BLOCK_T=types_at_once, **_blocks(tile),
             )  # fmt: skip
-            first_block += programs
+            first_block += blocks
             if items and not again:
                 for partial, result in zip(results, of_rows, strict=True):
                     _merge_sum(csr, partial, result)
@@ -343,6 +355,7 @@ def _tile(
 def _blocks(tile: Tile) -> dict[str, int]:
     """The block sizes of a kernel over operands of the widths D, Dv and De."""
     return {
+        "BLOCK_R": tile.block_r,
         "BLOCK_E": tile.block_e,
         "BLOCK_H": tile.block_h,
         "BLOCK_D": tile.widths[0],

@@ -1,8 +1,9 @@
 """The Triton kernels of sparse_attention.
 
-A program owns one row (or one piece of a heavy row) and a group of heads, walks the row's edges in
-tiles and alone writes its results: no atomics. Running maxima and sums are kept for each place of a
-tile, and meet across places only once, after the last tile.
+A program owns BLOCK_R rows (or pieces of heavy rows: both are called slots) and a group of heads,
+walks the rows' edges side by side in tiles of BLOCK_R x BLOCK_E places, and alone writes its
+results: no atomics. Running maxima and sums are kept for each place of a tile, and meet across
+places only once, after the last tile.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -25,57 +26,81 @@ from gtkern.ops._triton import (
 
 @triton.jit
 def _range(
-    slot, ptr_ptr, heavy_ptr, H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr
+    slot, count, ptr_ptr, heavy_ptr, H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr
 ):  # fmt: skip
-    """Row, edge positions and heads of a slot; a heavy row has none here, for its pieces to do."""
+    """Row, first and last edge and heads of slots; a heavy row has none, for its pieces to do."""
+    mask = slot < count
     if ITEMS:
-        row = tl.load(heavy_ptr + slot * 3)
-        begin = tl.load(heavy_ptr + slot * 3 + 1)
-        end = tl.load(heavy_ptr + slot * 3 + 2)
-        heads = tl.where(end > begin, H, 0)
+        row = tl.load(heavy_ptr + slot * 3, mask=mask, other=0)
+        begin = tl.load(heavy_ptr + slot * 3 + 1, mask=mask, other=0)
+        end = tl.load(heavy_ptr + slot * 3 + 2, mask=mask, other=0)
+        heads = tl.where(mask, H, 0)
     else:
         row = slot
-        begin = tl.load(ptr_ptr + slot)
-        end = tl.load(ptr_ptr + slot + 1)
-        light = end - begin <= HEAVY
-        heads = tl.where(light, H, 0)
-        end = tl.where(light, end, begin)
+        begin = tl.load(ptr_ptr + slot, mask=mask, other=0)
+        end = tl.load(ptr_ptr + slot + 1, mask=mask, other=0)
+        mask = mask & (end - begin <= HEAVY)
+        heads = tl.where(mask, H, 0)
+        end = tl.where(mask, end, begin)
     return row, begin, end, heads
 
 
-@triton.jit(do_not_specialize=["threshold", "seed"])
+@triton.jit
+def _slots(first, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The slot of each place of a tile of BLOCK_R rows; one entry serves all places of one row."""
+    return first + (tl.arange(0, 1) if BLOCK_R == 1 else tl.arange(0, BLOCK_R * BLOCK_E) // BLOCK_E)
+
+
+@triton.jit
+def _sum_pairs(tile, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Sum the places [R * E, H] of each row: [R, H]."""
+    return tl.sum(tl.reshape(tile, [BLOCK_R, BLOCK_E, BLOCK_H]), 1)
+
+
+@triton.jit
+def _sum_heads(
+    tile, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Sum the places [R * E, H, D] of each row: [R, H, D]."""
+    return tl.sum(tl.reshape(tile, [BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D]), 1)
+
+
+@triton.jit(do_not_specialize=["count", "threshold", "seed"])
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     out_ptr, edge_out_ptr, lse_ptr, total_ptr, scores_ptr,
-    scale, clamp, temperature, threshold, keep_scale, seed, log2_eps,
+    count, scale, clamp, temperature, threshold, keep_scale, seed, log2_eps,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DE: tl.constexpr,
     CLAMP: tl.constexpr, DROPOUT: tl.constexpr, EPS: tl.constexpr,
     ITEMS: tl.constexpr, HEAVY: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_DE: tl.constexpr,
 ):  # fmt: skip
     """Attention of a row; of a piece (ITEMS) the sums, with the maximum (base 2) in place of lse.
 
     The scores written here are not yet normalised.
     """
-    slot = tl.program_id(0).to(tl.int64)
-    row, begin, end, heads = _range(slot, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    row, begin, end, heads = _range(
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+    )
+    longest = tl.max(end - begin, 0)
+    lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
     first_head = tl.program_id(1) * BLOCK_H
     offs_h = first_head + tl.arange(0, BLOCK_H)
     offs_d, offs_dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     offs_de, one = tl.arange(0, BLOCK_DE), tl.arange(0, 1)
-    mask_h = (offs_h < heads)[None, :]
-    row_of_one = row + one
-    query = load_heads(q_ptr, row_of_one, offs_h, offs_d, mask_h, H, D)
-    peak = tl.full([BLOCK_E, BLOCK_H], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_E, BLOCK_H], tl.float32)
-    out = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_DV], tl.float32)
+    mask_h = offs_h[None, :] < heads[:, None]
+    query = load_heads(q_ptr, row, offs_h, offs_d, mask_h, H, D)
+    peak = tl.full([BLOCK_R * BLOCK_E, BLOCK_H], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H], tl.float32)
+    out = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DV], tl.float32)
     if edge_query_ptr is not None:
-        edge_query = load_heads(edge_query_ptr, row_of_one, offs_h, offs_de, mask_h, H, DE)
-        edge_out = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_DE], tl.float32)
-    for start in range(begin, end, BLOCK_E):
-        offs_e = start + tl.arange(0, BLOCK_E)
+        edge_query = load_heads(edge_query_ptr, row, offs_h, offs_de, mask_h, H, DE)
+        edge_out = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DE], tl.float32)
+    for start in range(0, longest, BLOCK_E):
+        offs_e = begin + start + lane
         mask_e = offs_e < end
         mask_eh = mask_e[:, None] & mask_h
         other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
@@ -108,28 +133,32 @@ def forward_kernel(
             edge_out = edge_out * fade[:, :, None] + weight[:, :, None] * attr
         peak = higher
 
-    top = tl.max(peak, 0, keep_dims=True)
+    peak = tl.reshape(peak, [BLOCK_R, BLOCK_E, BLOCK_H])
+    top = tl.max(peak, 1)  # [R, H]
     if EPS and not ITEMS:
         top = tl.maximum(top, log2_eps)
     stand = tl.where(top == float("-inf"), 0.0, top)
-    fade = tl.exp2(peak - stand)
-    total = tl.sum(total * fade, 0, keep_dims=True)
-    out = tl.sum(out * fade[:, :, None], 0, keep_dims=True)
-    place = slot + one
+    fade = tl.reshape(tl.exp2(peak - stand[:, None, :]), [BLOCK_R * BLOCK_E, BLOCK_H])
+    total = _sum_pairs(total * fade, BLOCK_R, BLOCK_E, BLOCK_H)
+    out = _sum_heads(out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
+    slot = first + tl.arange(0, BLOCK_R)
+    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    mask_h = offs_h[None, :] < heads[:, None]
     if ITEMS:
-        store_pairs(lse_ptr, place, offs_h, mask_h, top, H)
-        store_pairs(total_ptr, place, offs_h, mask_h, total, H)
-        divisor = tl.full([1, BLOCK_H], 1.0, tl.float32)
+        store_pairs(lse_ptr, slot, offs_h, mask_h, top, H)
+        store_pairs(total_ptr, slot, offs_h, mask_h, total, H)
+        divisor = tl.full([BLOCK_R, BLOCK_H], 1.0, tl.float32)
     else:
         if EPS:
             total += tl.exp2(log2_eps - stand)
         divisor = tl.where(total == 0, 1.0, total)
         lse = tl.where(total == 0, float("-inf"), (stand + tl.log2(divisor)) * LN2)
-        store_pairs(lse_ptr, place, offs_h, mask_h, lse, H)
-    store_heads(out_ptr, place, offs_h, offs_dv, mask_h, out / divisor[:, :, None], H, DV)
+        store_pairs(lse_ptr, slot, offs_h, mask_h, lse, H)
+    store_heads(out_ptr, slot, offs_h, offs_dv, mask_h, out / divisor[:, :, None], H, DV)
     if edge_query_ptr is not None:
-        edge_out = tl.sum(edge_out * fade[:, :, None], 0, keep_dims=True) / divisor[:, :, None]
-        store_heads(edge_out_ptr, place, offs_h, offs_de, mask_h, edge_out, H, DE)
+        edge_out = _sum_heads(edge_out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
+        edge_out = edge_out / divisor[:, :, None]
+        store_heads(edge_out_ptr, slot, offs_h, offs_de, mask_h, edge_out, H, DE)
 
 
 @triton.jit
@@ -187,23 +216,27 @@ def merge_forward_kernel(
         store_heads(edge_out_ptr, place, offs_h, offs_de, mask, edge_out, H, DE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def normalize_kernel(
-    ptr_ptr, edge_id_ptr, heavy_ptr, lse_ptr, scores_ptr,
+    ptr_ptr, edge_id_ptr, heavy_ptr, lse_ptr, scores_ptr, count,
     H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Turn the scores of a row, or of a piece, into normalised ones, in place."""
-    slot = tl.program_id(0).to(tl.int64)
-    row, begin, end, heads = _range(slot, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    row, begin, end, heads = _range(
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+    )
+    longest = tl.max(end - begin, 0)
+    lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    mask_h = (offs_h < heads)[None, :]
-    lse = load_pairs(lse_ptr, row + tl.arange(0, 1), offs_h, mask_h, H)
+    mask_h = offs_h[None, :] < heads[:, None]
+    lse = load_pairs(lse_ptr, row, offs_h, mask_h, H)
     lse = tl.where(lse == float("-inf"), 0.0, lse)
-    for start in range(begin, end, BLOCK_E):
-        offs_e = start + tl.arange(0, BLOCK_E)
+    for start in range(0, longest, BLOCK_E):
+        offs_e = begin + start + lane
         mask_e = offs_e < end
-        edge = offs_e
+        edge = offs_e.to(tl.int64)
         if edge_id_ptr is not None:
             edge = tl.load(edge_id_ptr + offs_e, mask=mask_e, other=0)
         mask_eh = mask_e[:, None] & mask_h
@@ -234,31 +267,35 @@ def delta_kernel(
     store_pairs(delta_ptr, offs_p, one, mask_p[:, None], delta, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def score_delta_kernel(
     grad_scores_ptr, q_ptr, k_ptr, lse_ptr,
     ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
-    extra_ptr, scale, clamp, temperature,
+    extra_ptr, count, scale, clamp, temperature,
     H: tl.constexpr, D: tl.constexpr, DE: tl.constexpr,
     CLAMP: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DE: tl.constexpr,
 ):  # fmt: skip
     """The share of the returned scores in delta: Σ p grad_scores over a row, or over a piece."""
-    slot = tl.program_id(0).to(tl.int64)
-    row, begin, end, heads = _range(slot, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    row, begin, end, heads = _range(
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+    )
+    longest = tl.max(end - begin, 0)
+    lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     offs_d, offs_de, one = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DE), tl.arange(0, 1)
-    mask_h = (offs_h < heads)[None, :]
-    row_of_one = row + one
-    query = load_heads(q_ptr, row_of_one, offs_h, offs_d, mask_h, H, D)
-    lse = load_pairs(lse_ptr, row_of_one, offs_h, mask_h, H)
+    mask_h = offs_h[None, :] < heads[:, None]
+    query = load_heads(q_ptr, row, offs_h, offs_d, mask_h, H, D)
+    lse = load_pairs(lse_ptr, row, offs_h, mask_h, H)
     lse = tl.where(lse == float("-inf"), 0.0, lse)
     if edge_query_ptr is not None:
-        edge_query = load_heads(edge_query_ptr, row_of_one, offs_h, offs_de, mask_h, H, DE)
-    extra = tl.zeros([BLOCK_E, BLOCK_H], tl.float32)
-    for start in range(begin, end, BLOCK_E):
-        offs_e = start + tl.arange(0, BLOCK_E)
+        edge_query = load_heads(edge_query_ptr, row, offs_h, offs_de, mask_h, H, DE)
+    extra = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H], tl.float32)
+    for start in range(0, longest, BLOCK_E):
+        offs_e = begin + start + lane
         mask_e = offs_e < end
         mask_eh = mask_e[:, None] & mask_h
         other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
@@ -276,22 +313,25 @@ def score_delta_kernel(
         )  # fmt: skip
         grad = load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
         extra += tl.exp2((score - lse) * LOG2E) * grad
-    extra = tl.sum(extra, 0, keep_dims=True)
-    store_pairs(extra_ptr, slot + one, offs_h, mask_h, extra, H)
+    slot = first + tl.arange(0, BLOCK_R)
+    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    mask_h = offs_h[None, :] < heads[:, None]
+    extra = _sum_pairs(extra, BLOCK_R, BLOCK_E, BLOCK_H)
+    store_pairs(extra_ptr, slot, offs_h, mask_h, extra, H)
 
 
-@triton.jit(do_not_specialize=["threshold", "seed", "count", "first_type", "first_block"])
+@triton.jit(do_not_specialize=["count", "threshold", "seed", "first_type", "first_block"])
 def destination_kernel(
     grad_out_ptr, grad_edge_out_ptr, grad_scores_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
     ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     grad_q_ptr, grad_edge_query_ptr, grad_edge_attr_ptr, grad_key_edge_ptr, grad_bias_edge_ptr,
     grad_key_table_ptr, grad_bias_table_ptr,
-    scale, clamp, temperature, threshold, keep_scale, seed, count, first_type, first_block,
+    count, scale, clamp, temperature, threshold, keep_scale, seed, first_type, first_block,
     T: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DE: tl.constexpr,
     CLAMP: tl.constexpr, DROPOUT: tl.constexpr, ONLY_TYPES: tl.constexpr,
     ITEMS: tl.constexpr, HEAVY: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_DE: tl.constexpr,
 ):  # fmt: skip
     """Gradients that belong to destinations and edges, over every num_programs-th row (or piece).
@@ -305,31 +345,33 @@ def destination_kernel(
     offs_de, one = tl.arange(0, BLOCK_DE), tl.arange(0, 1)
     types = first_type + tl.arange(0, BLOCK_T)
     if grad_key_table_ptr is not None:
-        grad_key_table = tl.zeros([BLOCK_T, BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
+        grad_key_table = tl.zeros([BLOCK_T, BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
     if grad_bias_table_ptr is not None:
-        grad_bias_table = tl.zeros([BLOCK_T, BLOCK_E, BLOCK_H], tl.float32)
-    for slot in range(tl.program_id(0).to(tl.int64), count, tl.num_programs(0)):
-        row, begin, end, heads = _range(slot, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
-        mask_h = (offs_h < heads)[None, :]
-        row_of_one = row + one
-        query = load_heads(q_ptr, row_of_one, offs_h, offs_d, mask_h, H, D)
-        grad_out = load_heads(grad_out_ptr, row_of_one, offs_h, offs_dv, mask_h, H, DV)
-        lse = load_pairs(lse_ptr, row_of_one, offs_h, mask_h, H)
+        grad_bias_table = tl.zeros([BLOCK_T, BLOCK_R * BLOCK_E, BLOCK_H], tl.float32)
+    program = tl.program_id(0).to(tl.int64)
+    for first in range(program * BLOCK_R, count, tl.num_programs(0) * BLOCK_R):
+        row, begin, end, heads = _range(
+            _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+        )
+        longest = tl.max(end - begin, 0)
+        lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
+        mask_h = offs_h[None, :] < heads[:, None]
+        query = load_heads(q_ptr, row, offs_h, offs_d, mask_h, H, D)
+        grad_out = load_heads(grad_out_ptr, row, offs_h, offs_dv, mask_h, H, DV)
+        lse = load_pairs(lse_ptr, row, offs_h, mask_h, H)
         # a row of weight 0 has only scores of -inf, and exp2(-inf) = 0 with any finite stand-in
         lse = tl.where(lse == float("-inf"), 0.0, lse)
-        delta = load_pairs(delta_ptr, row_of_one, offs_h, mask_h, H)
+        delta = load_pairs(delta_ptr, row, offs_h, mask_h, H)
         if grad_q_ptr is not None:
-            grad_q = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
+            grad_q = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
         if edge_query_ptr is not None:
-            edge_query = load_heads(edge_query_ptr, row_of_one, offs_h, offs_de, mask_h, H, DE)
+            edge_query = load_heads(edge_query_ptr, row, offs_h, offs_de, mask_h, H, DE)
         if grad_edge_query_ptr is not None:
-            grad_edge_query = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_DE], tl.float32)
+            grad_edge_query = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DE], tl.float32)
         if grad_edge_out_ptr is not None:
-            grad_edge_out = load_heads(
-                grad_edge_out_ptr, row_of_one, offs_h, offs_de, mask_h, H, DE
-            )
-        for start in range(begin, end, BLOCK_E):
-            offs_e = start + tl.arange(0, BLOCK_E)
+            grad_edge_out = load_heads(grad_edge_out_ptr, row, offs_h, offs_de, mask_h, H, DE)
+        for start in range(0, longest, BLOCK_E):
+            offs_e = begin + start + lane
             mask_e = offs_e < end
             if ONLY_TYPES:
                 kind = tl.load(edge_type_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
@@ -392,13 +434,15 @@ def destination_kernel(
                 grad_key_table += typed[:, :, :, None] * grad[None, :, :, :]
             if grad_bias_table_ptr is not None:
                 grad_bias_table += tl.where(of_type, grad_bias[None, :, :], 0.0)
-        place = slot + one
+        slot = first + tl.arange(0, BLOCK_R)
+        _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+        mask_h = offs_h[None, :] < heads[:, None]
         if grad_q_ptr is not None:
-            grad_q = tl.sum(grad_q, 0, keep_dims=True)
-            store_heads(grad_q_ptr, place, offs_h, offs_d, mask_h, grad_q, H, D)
+            grad_q = _sum_heads(grad_q, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
+            store_heads(grad_q_ptr, slot, offs_h, offs_d, mask_h, grad_q, H, D)
         if grad_edge_query_ptr is not None:
-            grad_edge_query = tl.sum(grad_edge_query, 0, keep_dims=True)
-            store_heads(grad_edge_query_ptr, place, offs_h, offs_de, mask_h, grad_edge_query, H, DE)
+            grad_edge_query = _sum_heads(grad_edge_query, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
+            store_heads(grad_edge_query_ptr, slot, offs_h, offs_de, mask_h, grad_edge_query, H, DE)
     block = (first_block + tl.program_id(0)).to(tl.int64) * T + types
     mask_t = (types < T)[:, None] & (offs_h < H)[None, :]
     if grad_key_table_ptr is not None:
@@ -408,34 +452,37 @@ def destination_kernel(
         store_pairs(grad_bias_table_ptr, block, offs_h, mask_t, tl.sum(grad_bias_table, 1), H)
 
 
-@triton.jit(do_not_specialize=["threshold", "seed"])
+@triton.jit(do_not_specialize=["count", "threshold", "seed"])
 def source_kernel(
     grad_out_ptr, grad_edge_out_ptr, grad_scores_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
     ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
-    grad_k_ptr, grad_v_ptr, scale, clamp, temperature, threshold, keep_scale, seed,
+    grad_k_ptr, grad_v_ptr, count, scale, clamp, temperature, threshold, keep_scale, seed,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DE: tl.constexpr,
     CLAMP: tl.constexpr, DROPOUT: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_DE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the key and the value of a source, or of a piece of its edges (ITEMS)."""
-    slot = tl.program_id(0).to(tl.int64)
-    row, begin, end, heads = _range(slot, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_R
+    row, begin, end, heads = _range(
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+    )
+    longest = tl.max(end - begin, 0)
+    lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
     first_head = tl.program_id(1) * BLOCK_H
     offs_h = first_head + tl.arange(0, BLOCK_H)
     offs_d, offs_dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     offs_de, one = tl.arange(0, BLOCK_DE), tl.arange(0, 1)
-    mask_h = (offs_h < heads)[None, :]
-    row_of_one = row + one
-    key = load_heads(k_ptr, row_of_one, offs_h, offs_d, mask_h, H, D)
-    value = load_heads(v_ptr, row_of_one, offs_h, offs_dv, mask_h, H, DV)
+    mask_h = offs_h[None, :] < heads[:, None]
+    key = load_heads(k_ptr, row, offs_h, offs_d, mask_h, H, D)
+    value = load_heads(v_ptr, row, offs_h, offs_dv, mask_h, H, DV)
     if grad_k_ptr is not None:
-        grad_k = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
+        grad_k = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_D], tl.float32)
     if grad_v_ptr is not None:
-        grad_v = tl.zeros([BLOCK_E, BLOCK_H, BLOCK_DV], tl.float32)
-    for start in range(begin, end, BLOCK_E):
-        offs_e = start + tl.arange(0, BLOCK_E)
+        grad_v = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DV], tl.float32)
+    for start in range(0, longest, BLOCK_E):
+        offs_e = begin + start + lane
         mask_e = offs_e < end
         mask_eh = mask_e[:, None] & mask_h
         other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
@@ -473,10 +520,12 @@ def source_kernel(
         if grad_k_ptr is not None:
             grad_product = scale * p * (grad_p - delta) * slope
             grad_k += grad_product[:, :, None] * scaled
-    place = slot + one
+    slot = first + tl.arange(0, BLOCK_R)
+    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    mask_h = offs_h[None, :] < heads[:, None]
     if grad_k_ptr is not None:
-        grad_k = tl.sum(grad_k, 0, keep_dims=True)
-        store_heads(grad_k_ptr, place, offs_h, offs_d, mask_h, grad_k, H, D)
+        grad_k = _sum_heads(grad_k, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
+        store_heads(grad_k_ptr, slot, offs_h, offs_d, mask_h, grad_k, H, D)
     if grad_v_ptr is not None:
-        grad_v = tl.sum(grad_v, 0, keep_dims=True)
-        store_heads(grad_v_ptr, place, offs_h, offs_dv, mask_h, grad_v, H, DV)
+        grad_v = _sum_heads(grad_v, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
+        store_heads(grad_v_ptr, slot, offs_h, offs_dv, mask_h, grad_v, H, DV)
