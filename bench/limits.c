@@ -102,8 +102,9 @@ double gather_bandwidth(int64_t row_bytes, int64_t table_bytes, const int32_t* i
   for (int d = 0; d < 4; ++d) {
     for (int r = 0; r < repeats; ++r) {
       for (int t = 0; t < threads; ++t) {
-        tasks[t] = (Task){table, index, count * t / threads, count * (t + 1) / threads, row_bytes,
-                          distances[d], NULL, 0};
+        tasks[t] = (Task){
+            table, index, count * t / threads, count * (t + 1) / threads, row_bytes, distances[d],
+            NULL,  0};
       }
       const double rate = (double)(count * row_bytes) / run(read_rows, tasks, threads);
       if (rate > best) best = rate;
@@ -122,8 +123,7 @@ double copy_bandwidth(int64_t bytes, int64_t threads, int64_t repeats) {
   char* to = huge_pages((size_t)bytes);
   for (int r = 0; from && to && r < repeats; ++r) {
     for (int t = 0; t < threads; ++t) {
-      tasks[t] =
-          (Task){from, NULL, bytes * t / threads, bytes * (t + 1) / threads, 0, 0, to, 0};
+      tasks[t] = (Task){from, NULL, bytes * t / threads, bytes * (t + 1) / threads, 0, 0, to, 0};
     }
     const double rate = 2.0 * (double)bytes / run(copy_bytes, tasks, threads);
     if (rate > best) best = rate;

@@ -44,7 +44,7 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
         return
     color = {name: COLORS[at % len(COLORS)] for at, name in enumerate(names)}
 
-    figure, axes = pyplot.subplots(figsize=(10, 1.6 + 0.26 * len(peers) + 0.3 * len(groups)))
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.2 * len(peers) + 0.25 * len(groups)))
     place, ticks = 0.0, []
     for group in groups:
         own = next(
@@ -56,7 +56,7 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
         ticks.append(
             (
                 place + (len(bars) - 1) / 2,
-                f"{group[0]}\n{group[1]}\ngtkern {float(own['ms']):.3g} ms",
+                f"{group[0]}\n{group[1]}\ngtkern {_milliseconds(float(own['ms']))}",
             )
         )
         for row in bars:
@@ -100,9 +100,22 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
         f"forward and backward unless a case has no backward; the graph's grouping by destination "
         f"and source is made once and not counted. {shapes}."
     )
-    figure.text(0.01, -0.01, textwrap.fill(text, 150), fontsize=7, va="top")
+    axes.annotate(
+        textwrap.fill(text, 150),
+        (0, 0),
+        xytext=(-100, -42),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=7,
+        va="top",
+        annotation_clip=False,
+    )
     figure.savefig(image, dpi=130, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 if __name__ == "__main__":
