@@ -1,0 +1,5 @@
+"""`python -m gtkern` is `gtkern`."""
+
+from gtkern.cli import main
+
+main()

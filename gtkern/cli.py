@@ -1,0 +1,269 @@
+"""The command line: gtkern train, gtkern doctor, gtkern bench.
+
+What a command needs is imported when it runs, so that help and mistakes come at once. A mistake of
+the user ends with one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from gtkern.data.node import NodeData
+    from gtkern.methods.spexphormer import Settings
+
+__all__ = ["app", "main"]
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gtkern",
+    help="Kernels for graph transformers, and the methods built on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+train = typer.Typer(no_args_is_help=True, help="Train a method and leave a run folder.")
+app.add_typer(train, name="train")
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    from gtkern.training.errors import InterruptedRunError, UserError
+
+    error_console = Console(stderr=True)
+    try:
+        app()
+    except UserError as error:
+        error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(USER_MISTAKE) from None
+    except InterruptedRunError as error:
+        error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+@train.command(no_args_is_help=False)
+def spexphormer(
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A data set of the paper; minesweeper is generated without --data-root."),
+    ] = None,
+    data_root: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of published files, as PyG's and OGB's loaders lay them out."),
+    ] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Run folder; default: runs/spexphormer-DATASET.")
+    ] = None,
+    config: Annotated[
+        pathlib.Path | None, typer.Option(help="YAML of settings instead of the paper's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in phase1.lr=0.02."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; default 0.")] = None,
+    epochs: Annotated[
+        str | None, typer.Option(metavar="N|N1,N2", help="Epochs of both phases, or of each.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, reference, cpu, triton or cuda; a named one never falls back")
+    ] = "auto",
+    devices: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run folder.")
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="pyg", help="Then time the same model on plain PyG and torch ops."),
+    ] = None,
+) -> None:
+    """Train Spexphormer: attention scores first, then a wider network on sampled edges.
+
+    Without options: the paper's settings on the generated Minesweeper graph.
+    """
+    from gtkern.training import settings as settings_of
+    from gtkern.training.errors import UserError
+
+    if compare not in (None, "pyg"):
+        raise UserError(f"--compare knows only pyg, got {compare!r}")
+    _check_backend_name(backend)
+    saved = None
+    if resume:
+        if out is None:
+            out = _default_folder(dataset or "minesweeper")
+        saved = out / "config.yaml"
+        if not saved.is_file():
+            raise UserError(f"nothing to resume: {saved} is not there")
+    settings = _settings(dataset, config or saved, set_ or [], seed, epochs)
+    if saved is not None:
+        _check_same(settings, saved)
+
+    data, name = _load_data(settings, data_root)
+    folder_path = out or _default_folder(settings.dataset)
+
+    from gtkern.methods.spexphormer import Spexphormer
+    from gtkern.training.errors import InterruptedRunError
+    from gtkern.training.fit import resolve_device
+    from gtkern.training.run import RunFolder, comparison_table, table
+
+    device = resolve_device(devices)
+    folder = RunFolder(folder_path)
+    try:
+        method = Spexphormer(
+            settings,
+            data,
+            folder,
+            device=device,
+            backend=backend,
+            dataset=name,
+            command=shlex.join(["gtkern", *sys.argv[1:]]),
+            console=Console(stderr=True),
+        )
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    folder.write_text("config.yaml", settings_of.dump(settings))
+    try:
+        summary = method.run(resume=resume, compare=compare is not None)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(
+            f"stopped in {error}; the best weights so far and the state to go on from are in "
+            f"{folder.path / 'checkpoints'}; the same command with --resume goes on"
+        ) from None
+    console = Console()
+    console.print(table(summary))
+    if summary.comparison:
+        console.print(comparison_table(summary.comparison))
+    console.print(f"{summary.seconds:.1f} s in all; everything is in {folder.path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices and backends, and test every room against its reference."""
+    from gtkern.doctor import show
+
+    if not show(Console()):
+        raise SystemExit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Time every op against its peers (from a clone of the repository; --help tells more)."""
+    import gtkern
+    from gtkern.training.errors import UserError
+
+    root = pathlib.Path(gtkern.__file__).parent.parent
+    if not (root / "bench" / "run.py").is_file():
+        raise UserError("the benchmarks are not part of the installed package: run from a clone")
+    command = [sys.executable, "-m", "bench.run", *context.args]
+    raise SystemExit(subprocess.run(command, cwd=root, check=False).returncode)
+
+
+def _settings(
+    dataset: str | None,
+    config: pathlib.Path | None,
+    assignments: list[str],
+    seed: int | None,
+    epochs: str | None,
+) -> Settings:
+    """The settings behind the options; later options win: file, data set, --set, --seed."""
+    from gtkern.methods.spexphormer import Settings
+    from gtkern.training import settings as settings_of
+    from gtkern.training.errors import UserError
+
+    if config is None:
+        config = _published_config("spexphormer", dataset or "minesweeper")
+        dataset = None
+    values = settings_of.load(config)
+    changes = list(assignments)
+    if dataset is not None:
+        changes.insert(0, f"dataset={dataset}")
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    if epochs is not None:
+        parts = epochs.split(",")
+        if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+            raise UserError(f"--epochs must be N or N1,N2, got {epochs!r}")
+        changes += [f"phase1.epochs={parts[0]}", f"phase2.epochs={parts[-1]}"]
+    return settings_of.read(Settings, settings_of.override(Settings, values, changes))
+
+
+def _published_config(method: str, dataset: str) -> pathlib.Path:
+    from gtkern.training.errors import UserError
+
+    folder = pathlib.Path(__file__).parent / "configs" / method
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if dataset not in names:
+        near = difflib.get_close_matches(dataset, names, n=1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UserError(f"there is no data set {dataset!r}{hint}; known: {', '.join(names)}")
+    return folder / f"{dataset}.yaml"
+
+
+def _check_same(settings: Settings, saved: pathlib.Path) -> None:
+    from gtkern.methods.spexphormer import Settings as settings_class
+    from gtkern.training import settings as settings_of
+    from gtkern.training.errors import UserError
+
+    before = settings_of.read(settings_class, settings_of.load(saved))
+    key = settings_of.first_difference(before, settings)
+    if key is not None:
+        raise UserError(f"cannot resume with another {key} than in {saved}")
+
+
+def _load_data(settings: Settings, root: pathlib.Path | None) -> tuple[NodeData, str]:
+    """The data and its name in tables."""
+    import zipfile
+
+    from gtkern.data import DataNotFoundError, load_published, minesweeper
+    from gtkern.training.errors import UserError
+
+    if root is None:
+        if settings.dataset != "minesweeper":
+            raise UserError(
+                f"{settings.dataset} is not generated: --data-root must name the folder of its "
+                "files"
+            )
+        return minesweeper(settings.data_seed), "minesweeper (generated)"
+    try:
+        return load_published(settings.dataset, root), settings.dataset
+    except DataNotFoundError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {settings.dataset} under {root}: {error}") from error
+
+
+def _check_backend_name(backend: str) -> None:
+    from gtkern._backends import BACKENDS
+    from gtkern.training.errors import UserError
+
+    names = ("auto", *BACKENDS)
+    if backend not in names:
+        near = difflib.get_close_matches(backend, names, n=1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UserError(f"--backend must be one of {', '.join(names)}, got {backend!r}{hint}")
+
+
+def _default_folder(dataset: str) -> pathlib.Path:
+    return pathlib.Path("runs") / f"spexphormer-{dataset}"
+
+
+def _escape(text: str) -> Any:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,1 @@
+"""Whole methods of papers, over the models: one module each."""

@@ -1,0 +1,294 @@
+"""Exphormer and the two networks of Spexphormer: one skeleton, three attention layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gtkern import ops
+from gtkern.graph import Graph
+from gtkern.nn import (
+    ExphormerAttention,
+    NarrowAttention,
+    SampledAttention,
+    TransformerBlock,
+)
+from gtkern.transforms import expander_edges
+
+__all__ = [
+    "EDGE_TYPES",
+    "Exphormer",
+    "SampledExphormer",
+    "ScoreEstimator",
+    "augment",
+]
+
+EDGE_TYPES = ("graph", "expander", "self loop")
+"""What the edge types 0, 1, 2 of an augmented graph mean."""
+
+
+def augment(
+    edge_index: Tensor,
+    num_nodes: int,
+    *,
+    expander_degree: int = 15,
+    algorithm: str = "hamiltonian",
+    seed: int = 0,
+) -> Graph:
+    """Add a random expander and a self loop for every node to a graph.
+
+    The edges are numbered by destination, then type, then as they came: the graph's own order, so
+    that kernels need no permutation.
+
+    Args:
+        edge_index: int [2, E]; the graph's edges, type 0, sources in row 0.
+        num_nodes: N.
+        expander_degree: d; the expander (type 1) gives every node 2 d edges in and out; 0: none.
+        algorithm: "hamiltonian" (d random cycles), "random_d" or "random_d_2"; see
+            gtkern.transforms.expander_edges.
+        seed: of the expander.
+
+    Returns:
+        Graph of N nodes with the edge types of EDGE_TYPES.
+
+    Reference: Shirzad et al. 2023 (Exphormer), section 3.
+    """
+    parts = [edge_index.to(torch.int64)]
+    if expander_degree:
+        parts.append(expander_edges(num_nodes, expander_degree, algorithm=algorithm, seed=seed))
+    parts.append(torch.arange(num_nodes).expand(2, -1))
+    kinds = (0, 1, 2) if expander_degree else (0, 2)
+    edge_type = torch.repeat_interleave(
+        torch.tensor(kinds, dtype=torch.uint8), torch.tensor([part.size(1) for part in parts])
+    )
+    grouped = Graph.from_edge_index(torch.cat(parts, dim=1), num_nodes, edge_type=edge_type)
+    return Graph.from_csr(
+        grouped.csr.ptr, grouped.csr.index, num_nodes, edge_type=grouped.csr.edge_type
+    )
+
+
+class _Network(nn.Module):
+    """Input layers, one attention layer and one block per depth, output layers.
+
+    Args:
+        in_features, out_features: of the nodes; classes.
+        width: C.
+        attention: the attention layers, in order.
+        norm, dropout: of the blocks.
+        pre_layers: layers (linear, BatchNorm, ReLU) between the input layer and the blocks.
+        post_layers: linear layers after the blocks, with (BatchNorm, ReLU) between them.
+        num_edge_types: T.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        width: int,
+        attention: Sequence[nn.Module],
+        *,
+        norm: str,
+        dropout: float,
+        pre_layers: int,
+        post_layers: int,
+        num_edge_types: int,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("layers", len(attention)),
+            ("post_layers", post_layers),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.encoder = nn.Sequential(
+            nn.Linear(in_features, width), *(_hidden(width) for _ in range(pre_layers))
+        )
+        self.type_embedding = nn.Embedding(num_edge_types, width)
+        self.attention = nn.ModuleList(attention)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, norm=norm, dropout=dropout) for _ in attention
+        )
+        self.head = nn.Sequential(
+            *(_hidden(width) for _ in range(post_layers - 1)), nn.Linear(width, out_features)
+        )
+
+
+def _hidden(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+
+
+class Exphormer(_Network):
+    """Exphormer for node tasks: attention over an augmented graph.
+
+    Deviations from the paper: attention only (the paper also adds a message-passing layer to each
+    block), edge types in place of edge features, no virtual nodes.
+
+    Args:
+        in_features, out_features: of the nodes; classes.
+        width: C.
+        heads: H.
+        layers: L.
+        norm, dropout, pre_layers, post_layers, num_edge_types: see TransformerBlock and augment.
+        attend: sparse_attention, or a function of the same arguments.
+
+    Reference: Shirzad et al. 2023 (Exphormer).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int = 64,
+        heads: int = 2,
+        layers: int = 4,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        pre_layers: int = 1,
+        post_layers: int = 1,
+        num_edge_types: int = len(EDGE_TYPES),
+        attend: Callable[..., Any] = ops.sparse_attention,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            width,
+            [ExphormerAttention(width, heads, attend=attend) for _ in range(layers)],
+            norm=norm,
+            dropout=dropout,
+            pre_layers=pre_layers,
+            post_layers=post_layers,
+            num_edge_types=num_edge_types,
+        )
+
+    def forward(self, x: Tensor, graph: Graph) -> Tensor:
+        """From features [N, F] and the augmented graph; gives logits [N, classes]."""
+        x = self.encoder(x)
+        types = self.type_embedding.weight
+        for attention, block in zip(self.attention, self.blocks, strict=True):
+            x = block(x, attention(x, graph, types))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class ScoreEstimator(_Network):
+    """Spexphormer's first network: narrow, over all edges, for the sake of its attention scores.
+
+    Args:
+        in_features, out_features: of the nodes; classes.
+        width: C, 4 or 8 in the paper.
+        layers: L.
+        norm, pre_layers, post_layers, num_edge_types: see TransformerBlock and augment.
+        attend: sparse_attention, or a function of the same arguments.
+
+    Reference: Shirzad et al. 2024 (Spexphormer), section 4.1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int = 4,
+        layers: int = 4,
+        norm: str = "graph",
+        pre_layers: int = 1,
+        post_layers: int = 1,
+        num_edge_types: int = len(EDGE_TYPES),
+        attend: Callable[..., Any] = ops.sparse_attention,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            width,
+            [NarrowAttention(width, attend=attend) for _ in range(layers)],
+            norm=norm,
+            dropout=0.0,
+            pre_layers=pre_layers,
+            post_layers=post_layers,
+            num_edge_types=num_edge_types,
+        )
+
+    def forward(self, x: Tensor, graph: Graph, temperature: float = 1.0) -> Tensor:
+        """From features [N, F] and the augmented graph; gives logits [N, classes]."""
+        x = self.encoder(x)
+        types = self.type_embedding.weight
+        for attention, block in zip(self.attention, self.blocks, strict=True):
+            x = block(x, attention(x, graph, types, temperature))
+        logits: Tensor = self.head(x)
+        return logits
+
+    def scores(self, x: Tensor, graph: Graph, temperature: float = 1.0) -> list[Tensor]:
+        """The normalised attention scores [E] of every layer, in the order of the graph's edges."""
+        x = self.encoder(x)
+        types = self.type_embedding.weight
+        scores = []
+        for attention, block in zip(self.attention, self.blocks, strict=True):
+            attended, score = attention(x, graph, types, temperature, return_scores=True)
+            scores.append(score.squeeze(1))
+            x = block(x, attended)
+        return scores
+
+
+class SampledExphormer(_Network):
+    """Spexphormer's second network: wide, over a few sampled edges of every node and layer.
+
+    Args:
+        in_features, out_features: of the nodes; classes.
+        width: C.
+        heads: H.
+        layers: L.
+        norm, dropout, pre_layers, post_layers, num_edge_types: see TransformerBlock and augment.
+        attend: sampled_attention, or a function of the same arguments.
+
+    Reference: Shirzad et al. 2024 (Spexphormer), section 4.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int = 64,
+        heads: int = 1,
+        layers: int = 4,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        pre_layers: int = 1,
+        post_layers: int = 1,
+        num_edge_types: int = len(EDGE_TYPES),
+        attend: Callable[..., Any] = ops.sampled_attention,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            width,
+            [SampledAttention(width, heads, attend=attend) for _ in range(layers)],
+            norm=norm,
+            dropout=dropout,
+            pre_layers=pre_layers,
+            post_layers=post_layers,
+            num_edge_types=num_edge_types,
+        )
+
+    def forward(self, x: Tensor, layers: Sequence[ops.LayerBatch]) -> Tensor:
+        """Logits of the target nodes.
+
+        Args:
+            x: [N_0, F], features of the first layer's sources; the targets come first.
+            layers: the sampled edges of each layer, as gtkern.ops.layer_batches gives them.
+
+        Returns:
+            [targets, classes].
+        """
+        x = self.encoder(x)
+        types = self.type_embedding.weight
+        for attention, block, edges in zip(self.attention, self.blocks, layers, strict=True):
+            x = block(x, attention(x, edges, types))
+        logits: Tensor = self.head(x)
+        return logits

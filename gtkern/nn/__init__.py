@@ -1,0 +1,19 @@
+"""Layers: parameters and shapes; every forward is a few op calls."""
+
+from gtkern.nn.attention import (
+    EdgeTypeTerms,
+    ExphormerAttention,
+    NarrowAttention,
+    SampledAttention,
+)
+from gtkern.nn.block import TransformerBlock
+from gtkern.nn.norm import GraphNorm
+
+__all__ = [
+    "EdgeTypeTerms",
+    "ExphormerAttention",
+    "GraphNorm",
+    "NarrowAttention",
+    "SampledAttention",
+    "TransformerBlock",
+]

@@ -1,0 +1,1 @@
+"""What the methods share: settings, Lightning tasks, run folders, measurement."""

@@ -1,0 +1,196 @@
+"""Run a Lightning task: progress, checkpoints, and a clean stop when the user interrupts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gtkern.training.errors import InterruptedRunError, UserError
+from gtkern.training.node import NodeTask
+
+__all__ = ["fit", "resolve_device"]
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+_REFRESH_PER_SECOND = 4
+
+
+def resolve_device(devices: str) -> torch.device:
+    """The device behind "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: no such name, or no such device here.
+    """
+    if devices == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(devices)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--devices must be auto, cpu, cuda or cuda:N, got {devices!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+class _Keeper(Callback):
+    """Writes the checkpoint at the end, now and then, and when the user asks to stop."""
+
+    def __init__(self, path: pathlib.Path | None, stopping: Callable[[], bool]) -> None:
+        self.path = path
+        self.stopping = stopping
+        self.saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        trainer.should_stop = self.stopping()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        overdue = time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
+        if self.path is not None and (trainer.should_stop or last or overdue):
+            part = self.path.with_suffix(".part")
+            trainer.save_checkpoint(part)
+            os.replace(part, self.path)
+            self.saved_at = time.monotonic()
+
+
+class _Bar(Callback):
+    """One progress bar over the epochs, on a terminal only."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            refresh_per_second=_REFRESH_PER_SECOND,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        self.task = self.progress.add_task(
+            "", total=trainer.max_epochs, completed=trainer.current_epoch, figures=""
+        )
+        self.progress.start()
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, task: lightning.LightningModule
+    ) -> None:
+        if self.progress.disable:
+            return
+        assert isinstance(task, NodeTask)
+        best = "" if task.best is None else f"best {task.best.val:.4f}"
+        row = task.history[-1] if task.history else {}
+        figures = f"loss {row.get('loss', 0):.4f}  val {row.get('val', 0):.4f}  {best}"
+        self.progress.update(self.task, completed=trainer.current_epoch + 1, figures=figures)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def fit(
+    task: NodeTask,
+    *,
+    title: str,
+    device: torch.device,
+    console: Console,
+    checkpoint: pathlib.Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a task to its last epoch.
+
+    Args:
+        task: what to train.
+        title: name in the progress bar.
+        device: where.
+        console: for the progress bar.
+        checkpoint: file of the state to resume from; written at the end, when the user stops, and
+            every 30 seconds at the end of an epoch. None: nothing is written.
+        resume: start from `checkpoint` if it is there.
+
+    Raises:
+        InterruptedRunError: the user stopped the run (Ctrl-C or SIGTERM: after the epoch; a second
+            time: at once). UserError: training diverged.
+    """
+    bar = _Bar(title, console)
+    start = None
+    if resume and checkpoint is not None and checkpoint.is_file():
+        start = checkpoint
+    with _stop_on_signal() as stopping, _quiet():
+        trainer = lightning.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_epochs=task.optimization.epochs,
+            check_val_every_n_epoch=task.optimization.eval_every,
+            gradient_clip_val=task.optimization.clip_grad_norm or None,
+            callbacks=[bar, _Keeper(checkpoint, stopping)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        try:
+            trainer.fit(task, ckpt_path=None if start is None else str(start))
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Lightning ends the process on a second Ctrl-C
+            raise InterruptedRunError(title) from error
+        finally:
+            bar.close()
+    if stopping():
+        raise InterruptedRunError(title)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop; a second Ctrl-C acts as ever."""
+    wished = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wished.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wish(number: int, _: Any) -> None:
+        if wished.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        wished.set()
+
+    for number in before:
+        signal.signal(number, wish)
+    try:
+        yield wished.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's remarks about loaders, devices and its own products."""
+    logger = logging.getLogger("lightning.pytorch")
+    fabric = logging.getLogger("lightning.fabric")
+    levels = logger.level, fabric.level
+    logger.setLevel(logging.ERROR)
+    fabric.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*lightning\.fabric.*|.*treespec.*")
+        try:
+            yield
+        finally:
+            logger.setLevel(levels[0])
+            fabric.setLevel(levels[1])
