@@ -73,8 +73,12 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(grid);
+    config.blockDim = dim3(block);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, arguments...);
   }
   STD_TORCH_CHECK(error == cudaSuccess, "a CUDA kernel did not start (", blocks, " blocks of ",
                   threads, " threads, ", shared_bytes,

@@ -6,9 +6,10 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define GTKERN_HOST_DEVICE __host__ __device__
+// forced: a call that is left costs a kernel its stack and the registers around it
+#define GTKERN_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define GTKERN_HOST_DEVICE
+#define GTKERN_HOST_DEVICE inline
 #endif
 
 namespace gtkern {
@@ -18,11 +19,11 @@ struct PhiloxWords {
 };
 
 // Philox4x32-10 of one counter; the key's first word is the low half of the seed.
-GTKERN_HOST_DEVICE inline PhiloxWords philox4x32_10(PhiloxWords counter, uint64_t seed) {
+GTKERN_HOST_DEVICE PhiloxWords philox4x32_10(PhiloxWords counter, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   uint32_t c0 = counter.word[0], c1 = counter.word[1];
   uint32_t c2 = counter.word[2], c3 = counter.word[3];
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
@@ -39,14 +40,14 @@ GTKERN_HOST_DEVICE inline PhiloxWords philox4x32_10(PhiloxWords counter, uint64_
 }
 
 // The words of heads 4 * quad .. 4 * quad + 3 of an item (an edge's number).
-GTKERN_HOST_DEVICE inline PhiloxWords item_words(uint64_t seed, int64_t item, uint32_t quad) {
+GTKERN_HOST_DEVICE PhiloxWords item_words(uint64_t seed, int64_t item, uint32_t quad) {
   const uint64_t bits = static_cast<uint64_t>(item);
   return philox4x32_10({{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32), quad, 0u}},
                        seed);
 }
 
 // The word that decides whether head `head` of item `item` is kept.
-GTKERN_HOST_DEVICE inline uint32_t item_word(uint64_t seed, int64_t item, int head) {
+GTKERN_HOST_DEVICE uint32_t item_word(uint64_t seed, int64_t item, int head) {
   const PhiloxWords words = item_words(seed, item, static_cast<uint32_t>(head) >> 2);
   const uint32_t low = (head & 1) ? words.word[1] : words.word[0];
   const uint32_t high = (head & 1) ? words.word[3] : words.word[2];
@@ -54,7 +55,7 @@ GTKERN_HOST_DEVICE inline uint32_t item_word(uint64_t seed, int64_t item, int he
 }
 
 // Words below this are dropped; probability in [0, 1).
-GTKERN_HOST_DEVICE inline uint32_t dropout_threshold(double probability) {
+GTKERN_HOST_DEVICE uint32_t dropout_threshold(double probability) {
   return static_cast<uint32_t>(probability * 4294967296.0);
 }
 

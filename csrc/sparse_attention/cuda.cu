@@ -89,6 +89,11 @@ struct Plan {
   int access;
   int lanes;
   int chunks;
+  size_t element_size;
+
+  int unroll(Direction direction) const {
+    return edges_in_flight(element_size, features, chunks, direction);
+  }
 };
 
 template <typename T>
@@ -112,17 +117,17 @@ Plan make_plan(Features features, std::initializer_list<int> widths,
   plan.features = plan.access == kElementwise ? Features::kFull : features;
   plan.lanes = power_of_two_from(std::min(packets, kWarpSize));
   plan.chunks = static_cast<int>(divide_up(packets, kWarpSize));
+  plan.element_size = sizeof(T);
   return plan;
 }
 
 // A team gets more groups while an average row still gives each of them a full step of edges.
-Work make_work(const Plan& plan, const AdjacencyTensors& adjacency, int heads) {
-  const int unroll = plan.features == Features::kLean && plan.chunks == 1 ? 4 : 2;
+Work make_work(int lanes, int unroll, const AdjacencyTensors& adjacency, int heads) {
   const int64_t average = adjacency.index.numel() / std::max<int64_t>(adjacency.rows(), 1);
   int slots = 1;
-  while (plan.lanes * slots * 2 <= kWarpSize && int64_t{slots} * 2 * unroll <= average) slots *= 2;
+  while (lanes * slots * 2 <= kWarpSize && int64_t{slots} * 2 * unroll <= average) slots *= 2;
   const int64_t items = adjacency.pieces() + adjacency.rows();
-  return {items, 1, items * heads, heads, plan.lanes * slots, plan.lanes};
+  return {items, 1, items * heads, heads, lanes * slots, lanes};
 }
 
 int64_t blocks_of(const Work& work) { return divide_up(work.teams, kThreads / work.team); }
@@ -270,7 +275,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
                                    {p.q, p.k, p.v, p.terms.key_table, p.terms.key_edge,
                                     p.terms.edge_query, p.terms.edge_attr});
     p.edges = csr.edges(tensors.typed(), return_scores || needs_ids(tensors, numbers));
-    p.work = make_work(plan, csr, static_cast<int>(heads));
+    p.work = make_work(plan.lanes, plan.unroll(Direction::kForward), csr, static_cast<int>(heads));
     dispatch<T>(plan, [&]<Features FEATURES, int ACCESS, int LANES, int CHUNKS>() {
       launch(forward_kernel<T, FEATURES, ACCESS, LANES, CHUNKS>, blocks_of(p.work), kThreads, 0,
              scope.stream(), p);
@@ -360,7 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const bool full = plan.features == Features::kFull;
     const bool ids = full || needs_ids(tensors, numbers);
     p.edges = csr.edges(tensors.typed(), ids);
-    p.work = make_work(plan, csr, static_cast<int>(heads));
+    p.work = make_work(plan.lanes, plan.unroll(Direction::kBackward), csr, static_cast<int>(heads));
 
     const bool source_pass = grad_k.numel() > 0 || grad_v.numel() > 0;
     const bool edge_grads_wanted = full && (source_pass || grad_edge_attr.numel() > 0);
@@ -432,7 +437,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       EdgeAttrParams<T> attr;
       attr.edges = csr.edges(false, true);
       const int lanes = power_of_two_from(std::min<int>(p.terms.edge_width, kWarpSize));
-      attr.work = make_work({Features::kFull, kElementwise, lanes, 1}, csr, 1);
+      attr.work = make_work(lanes, 1, csr, 1);
       attr.heads = p.work.heads;
       attr.edge_width = p.terms.edge_width;
       attr.edge_query = p.terms.edge_query;
@@ -446,7 +451,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     SourceParams<T> s;
     s.terms = p.terms;
     s.edges = csc.edges(tensors.typed(), ids);
-    s.work = make_work(plan, csc, static_cast<int>(heads));
+    s.work = make_work(plan.lanes, plan.unroll(Direction::kBackward), csc, static_cast<int>(heads));
     s.q = p.q;
     s.k = p.k;
     s.v = p.v;

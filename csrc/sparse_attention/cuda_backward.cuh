@@ -53,10 +53,11 @@ struct ScoreDelta {
 // One team per (item, head): sum of p grad_scores over the item's edges. Each sum is written by one
 // team; pieces of heavy rows are added by merge_kernel.
 template <typename T, Features FEATURES, int ACCESS, int LANES, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, 5>)
     score_delta_kernel(const __grid_constant__ DestinationParams<T> p, const ScoreDelta result) {
   static_assert(FEATURES == Features::kFull);
-  constexpr int kSize = kPacketSize<T>, U = kUnroll<FEATURES, CHUNKS>;
+  constexpr int kSize = kPacketSize<T>;
+  constexpr int U = edges_in_flight(sizeof(T), FEATURES, CHUNKS, Direction::kBackward);
   using Row = Slice<CHUNKS, kSize>;
   const Seat seat = take_seat<LANES>(p.work);
   const int heads = p.work.heads;
@@ -125,9 +126,10 @@ __global__ void __launch_bounds__(kThreads)
 // belongs to the row or to its edges. Each row and each (edge, head) is written by one team, each
 // table part by one group of lanes: no atomics; heavy pieces leave sums to merge_kernel.
 template <typename T, Features FEATURES, int ACCESS, int LANES, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, 5>)
     destination_kernel(const __grid_constant__ DestinationParams<T> p) {
-  constexpr int kSize = kPacketSize<T>, U = kUnroll<FEATURES, CHUNKS>;
+  constexpr int kSize = kPacketSize<T>;
+  constexpr int U = edges_in_flight(sizeof(T), FEATURES, CHUNKS, Direction::kBackward);
   constexpr bool kTyped = FEATURES != Features::kLean, kFull = FEATURES == Features::kFull;
   using Row = Slice<CHUNKS, kSize>;
   const Seat seat = take_seat<LANES>(p.work);
@@ -254,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       group_sum<LANES>(dots, seat.lanes);
       float keep[U];
-      if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id, keep);
+      if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id[0], batch.id[1], keep);
 
 #pragma unroll
       for (int u = 0; u < U; ++u) {
@@ -372,9 +374,10 @@ struct SourceParams {
 // One team per (item of the CSC, head): gathers q and grad_out of the destinations. Each row of
 // grad_k and grad_v is written by one team: no atomics; heavy pieces leave sums to merge_kernel.
 template <typename T, Features FEATURES, int ACCESS, int LANES, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, 4>)
     source_kernel(const __grid_constant__ SourceParams<T> p) {
-  constexpr int kSize = kPacketSize<T>, U = kUnroll<FEATURES, CHUNKS>;
+  constexpr int kSize = kPacketSize<T>;
+  constexpr int U = edges_in_flight(sizeof(T), FEATURES, CHUNKS, Direction::kBackward);
   constexpr bool kTyped = FEATURES != Features::kLean, kFull = FEATURES == Features::kFull;
   using Row = Slice<CHUNKS, kSize>;
   const Seat seat = take_seat<LANES>(p.work);
@@ -449,7 +452,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       group_sum<LANES>(dots, seat.lanes);
       float keep[U];
-      if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id, keep);
+      if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id[0], batch.id[1], keep);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         bool inside;

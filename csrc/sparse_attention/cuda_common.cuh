@@ -329,34 +329,41 @@ __device__ __forceinline__ float finish_score(const Terms<T>& terms, float produ
   return live ? product : -kInfinity;
 }
 
-// What dropout multiplies each edge of a batch with. A group's lanes share the Philox rounds: lane
-// l draws for edge l modulo UNROLL where the group is wide enough.
-template <int UNROLL, typename T>
-__device__ __forceinline__ void draw_keeps(const Terms<T>& terms, const Seat& seat,
-                                           const int64_t (&id)[UNROLL], float (&keep)[UNROLL]) {
-  static_assert((UNROLL & (UNROLL - 1)) == 0);
-#pragma unroll
-  for (int u = 0; u < UNROLL; ++u) keep[u] = 1.0f;
+// What dropout multiplies each edge of a batch of two with. A group's lanes share the Philox
+// rounds: where there are several, even ones draw for the first edge and odd ones for the second.
+template <typename T>
+__device__ __forceinline__ void draw_keeps(const Terms<T>& terms, const Seat& seat, int64_t first,
+                                           int64_t second, float (&keep)[2]) {
+  keep[0] = 1.0f;
+  keep[1] = 1.0f;
   if (!terms.dropout) return;
-  if (seat.lanes >= UNROLL) {
-    int64_t mine = id[0];
-#pragma unroll
-    for (int u = 1; u < UNROLL; ++u) mine = (seat.lane & (UNROLL - 1)) == u ? id[u] : mine;
-    const uint32_t word = item_word(terms.seed, mine, seat.head);
-    const float drawn = word >= terms.drop_below ? terms.keep_scale : 0.0f;
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) keep[u] = __shfl_sync(kAllLanes, drawn, u, UNROLL);
+  const bool odd = seat.lane & 1;
+  const uint32_t word = item_word(terms.seed, odd ? second : first, seat.head);
+  const float drawn = word >= terms.drop_below ? terms.keep_scale : 0.0f;
+  if (seat.lanes > 1) {
+    keep[0] = __shfl_sync(kAllLanes, drawn, 0, 2);
+    keep[1] = __shfl_sync(kAllLanes, drawn, 1, 2);
   } else {
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-      const uint32_t word = item_word(terms.seed, id[u], seat.head);
-      keep[u] = word >= terms.drop_below ? terms.keep_scale : 0.0f;
-    }
+    keep[0] = drawn;
+    const uint32_t other = item_word(terms.seed, second, seat.head);
+    keep[1] = other >= terms.drop_below ? terms.keep_scale : 0.0f;
   }
 }
 
-// Edges in flight in each group: four where a lane's share of them is one packet each.
-template <Features FEATURES, int CHUNKS>
-constexpr int kUnroll = FEATURES == Features::kLean && CHUNKS == 1 ? 4 : 2;
+enum class Direction { kForward, kBackward };
+
+// Edges in flight in each group. Backward needs gathered rows twice, so they stay unpacked in
+// between: four edges of 16-bit rows would then take 128 registers for the rows alone.
+constexpr int edges_in_flight(size_t element_size, Features features, int chunks,
+                              Direction direction) {
+  const bool narrow = element_size == 4 || direction == Direction::kForward;
+  return features == Features::kLean && chunks == 1 && narrow ? 4 : 2;
+}
+
+// Blocks that must fit on a multiprocessor at once, which bounds a kernel's registers to 65536 /
+// (kThreads * n). Lean kernels live from occupancy; the others, left alone, take 90 to 240
+// registers. None of them spills.
+template <Features FEATURES, int LEAN_BLOCKS>
+constexpr int kMinBlocks = FEATURES == Features::kLean ? LEAN_BLOCKS : 1;
 
 }  // namespace gtkern::sparse_attention

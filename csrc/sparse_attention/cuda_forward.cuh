@@ -40,9 +40,10 @@ __device__ __forceinline__ float add_eps(float log2_eps, float& peak, float& tot
 // Each row of out, edge_out, lse and each edge's score is written by one team: no atomics; heavy
 // pieces leave (peak, total, sums) to merge_kernel.
 template <typename T, Features FEATURES, int ACCESS, int LANES, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, 5>)
     forward_kernel(const __grid_constant__ ForwardParams<T> p) {
-  constexpr int kSize = kPacketSize<T>, U = kUnroll<FEATURES, CHUNKS>;
+  constexpr int kSize = kPacketSize<T>;
+  constexpr int U = edges_in_flight(sizeof(T), FEATURES, CHUNKS, Direction::kForward);
   constexpr bool kTyped = FEATURES != Features::kLean, kFull = FEATURES == Features::kFull;
   using Row = Slice<CHUNKS, kSize>;
   const Seat seat = take_seat<LANES>(p.work);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
     sum.scale(rescale);
     if constexpr (kFull) edge_sum.scale(rescale);
     float keep[U];
-    if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id, keep);
+    if constexpr (kTyped) draw_keeps(p.terms, seat, batch.id[0], batch.id[1], keep);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       float weight = exp2f(score[u] - base);

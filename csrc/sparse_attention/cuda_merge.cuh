@@ -63,8 +63,9 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
     rescale = total > 0.0f ? rescale / total : total;
     if (thread == 0) p.lse[row * heads + head] = (base + log2f(total)) * kLn2;
   }
-  const Parts<T> both[2] = {p.first, p.second};
-  for (const Parts<T>& parts : both) {
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    const Parts<T>& parts = which == 0 ? p.first : p.second;
     if (parts.part == nullptr) continue;
     int columns = 1;
     while (columns < parts.width && columns < kThreads) columns *= 2;
