@@ -72,7 +72,7 @@ def exponential(word: Tensor) -> Tensor:
     log = torch.full_like(rest, _LOG[-1])
     for coefficient in _LOG[-2::-1]:
         log = ((log * (rest >> 1)) >> 32) + coefficient
-    fraction = ((rest * (log << 2)) >> 32) + 1
+    fraction = ((rest * log) >> 30) + 1
     fixed = torch.where(zeros > 0, (zeros << 27) + (fraction >> 5), fraction)
     return fixed.to(torch.float32) * torch.where(zeros > 0, 2.0**-11, 2.0**-16).to(torch.float32)
 
