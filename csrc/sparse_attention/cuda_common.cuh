@@ -354,8 +354,8 @@ enum class Direction { kForward, kBackward };
 
 // Edges in flight in each group. Backward needs gathered rows twice, so they stay unpacked in
 // between: four edges of 16-bit rows would then take 128 registers for the rows alone.
-constexpr int edges_in_flight(size_t element_size, Features features, int chunks,
-                              Direction direction) {
+__host__ __device__ constexpr int edges_in_flight(size_t element_size, Features features,
+                                                  int chunks, Direction direction) {
   const bool narrow = element_size == 4 || direction == Direction::kForward;
   return features == Features::kLean && chunks == 1 && narrow ? 4 : 2;
 }

@@ -40,7 +40,7 @@ __device__ __forceinline__ float add_eps(float log2_eps, float& peak, float& tot
 // Each row of out, edge_out, lse and each edge's score is written by one team: no atomics; heavy
 // pieces leave (peak, total, sums) to merge_kernel.
 template <typename T, Features FEATURES, int ACCESS, int LANES, int CHUNKS>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, 5>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, ACCESS == 16 ? 5 : 4>)
     forward_kernel(const __grid_constant__ ForwardParams<T> p) {
   constexpr int kSize = kPacketSize<T>;
   constexpr int U = edges_in_flight(sizeof(T), FEATURES, CHUNKS, Direction::kForward);
