@@ -23,7 +23,8 @@ class Adjacency(NamedTuple):
 
     Attributes:
         ptr: int64 [rows + 1]; row r owns the positions ptr[r] .. ptr[r + 1].
-        index: int32 [E]; the other end of each edge.
+        index: int32 [E]; the other end of each edge; ascending inside a row (and type) when the
+            graph was made from an edge list, which keeps what kernels gather close together.
         edge_id: int64 [E]; the caller's number of the edge at each position. Empty: the identity.
         edge_type: uint8 [E], ascending inside a row when the graph was made from an edge list.
             Empty: all edges have type 0.
@@ -90,7 +91,7 @@ class Graph:
         _check_range("edge_index[1] (the destinations)", destination, sizes[1])
         types, num_edge_types = _check_edge_type(edge_type, edge_index.size(1), edge_index.device)
         no_ids = types.new_empty(0, dtype=torch.int64)
-        csr = _group(destination, source, no_ids, types, sizes[1])
+        csr = _group(destination, source, no_ids, types, sizes[1], sizes[0])
         return cls(csr, sizes, num_edge_types)
 
     @classmethod
@@ -297,46 +298,51 @@ class Graph:
 
 torch.library.define(
     "gtkern::group_edges",
-    "(Tensor key, Tensor value, Tensor edge_id, Tensor edge_type, int rows)"
+    "(Tensor key, Tensor value, Tensor edge_id, Tensor edge_type, SymInt rows, SymInt values)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("gtkern::group_edges", "CompositeExplicitAutograd")
 def _group_edges(
-    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int
+    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int, values: int
 ) -> tuple[Tensor, ...]:
-    """Stable grouping of edges by (key, type): a counting sort where the native library has it."""
+    """Stable grouping of edges by (key, type), and by value inside when `values` (how many there
+    are) is not 0: counting sorts where the native library has them.
+    """
     if key.device.type == "cpu" and _native.missing_reason("cpu") is None:
         ptr, index, order, types = torch.ops.gtkern_C.group_edges(
-            key.to(torch.int32).contiguous(), value.to(torch.int32).contiguous(), edge_type, rows
+            key.to(torch.int32).contiguous(), value.to(torch.int32).contiguous(), edge_type, rows, values
         )
     else:
-        ptr, index, order, types = _group_edges_torch(key, value, edge_type, rows)
+        ptr, index, order, types = _group_edges_torch(key, value, edge_type, rows, values > 0)
     if edge_id.numel():
         order = edge_id[order] if order.numel() else edge_id.clone()
     return ptr, index, order, types, _heavy(ptr)
 
 
 def _group_edges_torch(
-    key: Tensor, value: Tensor, edge_type: Tensor, rows: int
+    key: Tensor, value: Tensor, edge_type: Tensor, rows: int, by_value: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rank = key.to(torch.int64)
     counts = torch.bincount(rank, minlength=rows)
     ptr = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     if edge_type.numel():
         rank = rank * 256 + edge_type
-    order = torch.sort(rank, stable=True).indices
+    order = torch.arange(rank.numel(), device=key.device)
+    if by_value:
+        order = torch.sort(value, stable=True).indices
+    order = order[torch.sort(rank[order], stable=True).indices]
     types = edge_type[order] if edge_type.numel() else torch.empty_like(edge_type)
     index = value.to(torch.int32)[order]
-    if bool((rank.diff() >= 0).all()):
+    if bool((order.diff() == 1).all()):
         order = order.new_empty(0)
     return ptr, index, order, types
 
 
 @torch.library.register_fake("gtkern::group_edges")
 def _group_edges_fake(
-    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int
+    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int, values: int
 ) -> tuple[Tensor, ...]:
     context = torch.library.get_ctx()
     return (
@@ -348,8 +354,10 @@ def _group_edges_fake(
     )
 
 
-def _group(key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int) -> Adjacency:
-    return Adjacency(*torch.ops.gtkern.group_edges(key, value, edge_id, edge_type, rows))
+def _group(
+    key: Tensor, value: Tensor, edge_id: Tensor, edge_type: Tensor, rows: int, values: int = 0
+) -> Adjacency:
+    return Adjacency(*torch.ops.gtkern.group_edges(key, value, edge_id, edge_type, rows, values))
 
 
 def _heavy(ptr: Tensor) -> Tensor:

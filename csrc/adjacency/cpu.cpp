@@ -1,4 +1,4 @@
-// Groups an edge list by one end: a stable counting sort by (key, type).
+// Groups an edge list by one end: a stable counting sort by (key, type, value).
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "adjacency/schema.h"
@@ -23,7 +24,8 @@ template <class Key, class Place>
 void counting_sort(std::int64_t count, std::int64_t keys, std::int64_t* ptr, const Key& key,
                    const Place& place) {
   const std::int64_t wanted = static_cast<std::int64_t>(torch::stable::get_num_threads());
-  const std::int64_t chunks = count < 4 * keys || count < 1 << 15 ? 1 : std::max<std::int64_t>(wanted, 1);
+  const std::int64_t chunks =
+      count < 4 * keys || count < 1 << 15 ? 1 : std::max<std::int64_t>(wanted, 1);
   std::vector<std::int64_t> next(chunks * keys, 0);
   const auto bounds = [&](std::int64_t chunk) { return count / chunks * chunk; };
   const auto end_of = [&](std::int64_t chunk) {
@@ -50,8 +52,8 @@ void counting_sort(std::int64_t count, std::int64_t keys, std::int64_t* ptr, con
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> group_edges(const Tensor& key, const Tensor& value,
-                                                       const Tensor& edge_type,
-                                                       std::int64_t rows) {
+                                                       const Tensor& edge_type, std::int64_t rows,
+                                                       std::int64_t values) {
   const std::int64_t edges = key.numel();
   const bool typed = edge_type.numel() > 0;
   Tensor ptr = torch::stable::new_empty(key, {rows + 1}, ScalarType::Long);
@@ -60,27 +62,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_edges(const Tensor& key, const 
   Tensor type = torch::stable::new_empty(edge_type, {edge_type.numel()}, ScalarType::Byte);
 
   const std::int32_t* keys = key.const_data_ptr<std::int32_t>();
-  const std::int32_t* values = value.const_data_ptr<std::int32_t>();
+  const std::int32_t* ends = value.const_data_ptr<std::int32_t>();
   const std::uint8_t* types = edge_type.const_data_ptr<std::uint8_t>();
   std::int32_t* out_index = index.mutable_data_ptr<std::int32_t>();
   std::int64_t* out_order = order.mutable_data_ptr<std::int64_t>();
   std::uint8_t* out_type = type.mutable_data_ptr<std::uint8_t>();
 
-  // least significant digit first: by type, then by key
-  std::vector<std::int64_t> by_type;
-  if (typed) {
-    by_type.resize(edges);
+  // least significant digit first: by value where asked for, by type, by key
+  std::vector<std::int64_t> sorted;
+  const auto edge = [&](std::int64_t i) { return sorted.empty() ? i : sorted[i]; };
+  const auto sort_by = [&](std::int64_t digits, const auto& digit) {
+    std::vector<std::int64_t> next(edges);
     counting_sort(
-        edges, 256, nullptr, [&](std::int64_t i) { return types[i]; },
-        [&](std::int64_t i, std::int64_t at) { by_type[at] = i; });
-  }
-  const auto edge = [&](std::int64_t i) { return typed ? by_type[i] : i; };
+        edges, digits, nullptr, [&](std::int64_t i) { return digit(edge(i)); },
+        [&](std::int64_t i, std::int64_t at) { next[at] = edge(i); });
+    sorted = std::move(next);
+  };
+  if (values > 0) sort_by(values, [&](std::int64_t e) { return ends[e]; });
+  if (typed) sort_by(256, [&](std::int64_t e) { return types[e]; });
   counting_sort(
       edges, rows, ptr.mutable_data_ptr<std::int64_t>(),
       [&](std::int64_t i) { return keys[edge(i)]; },
       [&](std::int64_t i, std::int64_t at) {
         const std::int64_t e = edge(i);
-        out_index[at] = values[e];
+        out_index[at] = ends[e];
         out_order[at] = e;
         if (typed) out_type[at] = types[e];
       });

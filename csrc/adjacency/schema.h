@@ -4,7 +4,7 @@
 namespace gtkern {
 
 inline constexpr const char* kGroupEdgesSchema =
-    "group_edges(Tensor key, Tensor value, Tensor edge_type, int rows)"
+    "group_edges(Tensor key, Tensor value, Tensor edge_type, int rows, int values)"
     " -> (Tensor ptr, Tensor index, Tensor order, Tensor edge_type)";
 
 }  // namespace gtkern

@@ -27,15 +27,29 @@ void for_each_block(std::int64_t blocks, const F& f) {
   });
 }
 
+// Rows cut into consecutive blocks of `size`.
+class RowRange {
+ public:
+  RowRange(std::int64_t rows, std::int64_t size) : rows_(rows), size_(size) {}
+  std::int64_t count() const { return (rows_ + size_ - 1) / size_; }
+  std::int64_t begin(std::int64_t block) const { return block * size_; }
+  std::int64_t end(std::int64_t block) const { return std::min(rows_, (block + 1) * size_); }
+
+ private:
+  std::int64_t rows_, size_;
+};
+
 // Rows cut into consecutive blocks of about equal work: edges plus a constant for each row.
 class RowBlocks {
  public:
   RowBlocks(const std::int64_t* ptr, std::int64_t rows) {
-    constexpr std::int64_t kRowWork = 8, kBlockWork = 8192, kMaxBlocks = 512;
+    constexpr std::int64_t kRowWork = 8, kMaxBlocks = 512;
     const auto work = [&](std::int64_t row) { return ptr[row] - ptr[0] + kRowWork * row; };
     const std::int64_t total = rows > 0 ? work(rows) : 0;
+    // large enough to reuse what a block gathers, small enough to share out among threads
+    const std::int64_t block_work = std::clamp<std::int64_t>(total / 16, 2048, 32768);
     const std::int64_t blocks =
-        std::clamp<std::int64_t>(total / kBlockWork, rows > 0 ? 1 : 0, kMaxBlocks);
+        std::clamp<std::int64_t>(total / block_work, rows > 0 ? 1 : 0, kMaxBlocks);
     begin_.resize(blocks + 1, rows);
     for (std::int64_t block = 0; block < blocks; ++block) {
       const std::int64_t target = total / blocks * block;

@@ -9,12 +9,7 @@
 #include <cstring>
 
 #ifdef __AVX512F__
-// GCC 12 warns of the deliberately undefined operands inside its own intrinsics
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 #endif
 
 #define GTKERN_INLINE inline __attribute__((always_inline))
@@ -44,9 +39,7 @@ GTKERN_INLINE Mask16 within(F16 x, F16 bound) {
 }
 GTKERN_INLINE Mask16 first_lanes(int n) { return static_cast<Mask16>((1u << n) - 1u); }
 GTKERN_INLINE F16 keep(Mask16 mask, F16 x) { return _mm512_maskz_mov_ps(mask, x); }
-GTKERN_INLINE F16 select(Mask16 mask, F16 yes, F16 no) {
-  return _mm512_mask_mov_ps(no, mask, yes);
-}
+GTKERN_INLINE F16 select(Mask16 mask, F16 yes, F16 no) { return _mm512_mask_mov_ps(no, mask, yes); }
 
 // 2 ** x; relative error below 3e-7. 0 below -150, NaN stays NaN.
 GTKERN_INLINE F16 exp2(F16 x) {
@@ -84,27 +77,25 @@ GTKERN_INLINE F16 four_quads(F16 a, F16 b, F16 c, F16 d) {
 }
 }  // namespace detail
 
-// Sums of 16 / HG vectors over the lanes of each head: lane e * HG + h holds head h of vector e.
-template <int HG>
-GTKERN_INLINE F16 reduce(const F16* r) {
+// Sums of the 16 / HG vectors f(0), f(1), ... over the lanes of each head: lane e * HG + h holds
+// head h of vector e. Asks for each vector once, close to where it is folded away.
+template <int HG, class F>
+GTKERN_INLINE F16 reduce(const F& f) {
   using namespace detail;
   if constexpr (HG == 16) {
-    return r[0];
+    return f(0);
   } else if constexpr (HG == 8) {
-    return fold_halves(r[0], r[1]);
+    return fold_halves(f(0), f(1));
   } else if constexpr (HG == 4) {
-    return four_quads(r[0], r[1], r[2], r[3]);
+    return four_quads(f(0), f(1), f(2), f(3));
   } else if constexpr (HG == 2) {
-    return four_quads(fold_pairs(r[0], r[1]), fold_pairs(r[2], r[3]), fold_pairs(r[4], r[5]),
-                      fold_pairs(r[6], r[7]));
+    return four_quads(fold_pairs(f(0), f(1)), fold_pairs(f(2), f(3)), fold_pairs(f(4), f(5)),
+                      fold_pairs(f(6), f(7)));
   } else {
-    F16 quad[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      quad[i] = fold_pairs(fold_singles(r[4 * i], r[4 * i + 1]),
-                           fold_singles(r[4 * i + 2], r[4 * i + 3]));
-    }
-    return four_quads(quad[0], quad[1], quad[2], quad[3]);
+    const auto quad = [&](int e) {
+      return fold_pairs(fold_singles(f(e), f(e + 1)), fold_singles(f(e + 2), f(e + 3)));
+    };
+    return four_quads(quad(0), quad(4), quad(8), quad(12));
   }
 }
 
@@ -192,13 +183,14 @@ GTKERN_INLINE F16 exp2(F16 x) {
   return tiny ? zero() : p * scale;
 }
 
-template <int HG>
-GTKERN_INLINE F16 reduce(const F16* r) {
+template <int HG, class F>
+GTKERN_INLINE F16 reduce(const F& f) {
   F16 out;
   for (int e = 0; e < kLanes / HG; ++e) {
+    const F16 x = f(e);
     for (int h = 0; h < HG; ++h) {
       float sum = 0;
-      for (int l = h; l < kLanes; l += HG) sum += r[e][l];
+      for (int l = h; l < kLanes; l += HG) sum += x[l];
       out[e * HG + h] = sum;
     }
   }

@@ -22,9 +22,8 @@ using torch::stable::Tensor;
 
 attention::Edges edges_of(const Tensor& ptr, const Tensor& index, const Tensor& edge_id,
                           const Tensor& edge_type) {
-  return {ptr.numel() - 1, ptr.const_data_ptr<std::int64_t>(),
-          index.const_data_ptr<std::int32_t>(), pointer_or_null<std::int64_t>(edge_id),
-          pointer_or_null<std::uint8_t>(edge_type)};
+  return {ptr.numel() - 1, ptr.const_data_ptr<std::int64_t>(), index.const_data_ptr<std::int32_t>(),
+          pointer_or_null<std::int64_t>(edge_id), pointer_or_null<std::uint8_t>(edge_type)};
 }
 
 // Calls f with a (T, A) pair of null pointers that name the dtypes.
@@ -78,8 +77,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& edge_id, const Tensor& edge_type, const Tensor&, const OptionalTensor& key_table,
     const OptionalTensor& bias_table, const OptionalTensor& key_edge,
     const OptionalTensor& bias_edge, const OptionalTensor& edge_query,
-    const OptionalTensor& edge_attr, double scale, double clamp, double temperature,
-    double dropout, double eps, std::int64_t seed, bool return_scores) {
+    const OptionalTensor& edge_attr, double scale, double clamp, double temperature, double dropout,
+    double eps, std::int64_t seed, bool return_scores) {
   const attention::Numbers numbers{scale,   clamp, temperature,
                                    dropout, eps,   static_cast<std::uint64_t>(seed)};
   const Terms terms{key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr};
@@ -89,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   Tensor edge_out = edge_attr ? new_output(q, {q.size(0), q.size(1), edge_attr->size(1)}, dtype)
                               : new_output(q, {0}, dtype);
   Tensor lse = new_output(q, {q.size(0), q.size(1)}, sums);
-  Tensor scores = return_scores ? new_output(q, {col.numel(), q.size(1)}, sums)
-                                : new_output(q, {0}, sums);
+  Tensor scores =
+      return_scores ? new_output(q, {col.numel(), q.size(1)}, sums) : new_output(q, {0}, sums);
   const attention::Edges csr = edges_of(row_ptr, col, edge_id, edge_type);
   dispatch(dtype, [&]<class T, class A>(T*, A*) {
     attention::Results<T, A> to;
@@ -118,8 +117,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Terms terms{key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr};
   const ScalarType dtype = q.scalar_type();
   std::array<Tensor, 9> grads;
-  const OptionalTensor inputs[9] = {q,         k,         v,          key_table, bias_table,
-                                    key_edge,  bias_edge, edge_query, edge_attr};
+  const OptionalTensor inputs[9] = {q,        k,         v,          key_table, bias_table,
+                                    key_edge, bias_edge, edge_query, edge_attr};
   for (int i = 0; i < 9; ++i) {
     const bool wanted = (needs >> i & 1) && inputs[i].has_value();
     grads[i] = wanted ? new_output_like(*inputs[i]) : new_output(q, {0}, dtype);
@@ -144,8 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const attention::Edges csr = edges_of(row_ptr, col, edge_id, edge_type);
     attention::backward(inputs_of<T, A>(q, k, v, csr, terms, numbers), grad);
   });
-  return {grads[0], grads[1], grads[2], grads[3], grads[4],
-          grads[5], grads[6], grads[7], grads[8]};
+  return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8]};
 }
 
 }  // namespace

@@ -11,6 +11,9 @@ namespace gtkern::attention {
 
 template <class T, class A>
 void forward(const Inputs<T, A>& in, const Results<T, A>& to) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (forward_narrow(in, to)) return;
+  }
   if constexpr (std::is_same_v<A, float>) {
     if (forward_packed(in, to)) return;
   }
@@ -19,6 +22,9 @@ void forward(const Inputs<T, A>& in, const Results<T, A>& to) {
 
 template <class T, class A>
 void backward(const Inputs<T, A>& in, const Backward<T, A>& grad) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (backward_narrow(in, grad)) return;
+  }
   if constexpr (std::is_same_v<A, float>) {
     if (backward_packed(in, grad)) return;
   }

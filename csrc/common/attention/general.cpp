@@ -169,7 +169,8 @@ void forward_general(const Inputs<T, A>& in, const Results<T, A>& to) {
         }
         to.lse[i * H + h] = std::log(total) + peak;
         write(to.out + (i * H + h) * in.value_width, out, in.value_width);
-        if (in.attr_width > 0) write(to.edge_out + (i * H + h) * in.attr_width, edge_out, in.attr_width);
+        if (in.attr_width > 0)
+          write(to.edge_out + (i * H + h) * in.attr_width, edge_out, in.attr_width);
       }
     }
   });
@@ -295,7 +296,7 @@ void backward_general(const Inputs<T, A>& in, const Backward<T, A>& grad) {
   });
 }
 
-#define GTKERN_GENERAL(T, A)                                                 \
+#define GTKERN_GENERAL(T, A)                                                \
   template void forward_general(const Inputs<T, A>&, const Results<T, A>&); \
   template void backward_general(const Inputs<T, A>&, const Backward<T, A>&);
 GTKERN_GENERAL(float, float)

@@ -7,7 +7,9 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -41,8 +43,10 @@ Layout choose_layout(int heads, int width, int value_width) {
     if (kernels && kernels->vectors * 16 == width) return {kernels, 1, heads, true};
   }
   const auto kernels_of = [](int group, int vectors) {
-    return group == 8 ? kernels_8(vectors) : group == 4 ? kernels_4(vectors)
-                                         : group == 2 ? kernels_2(vectors) : kernels_1(vectors);
+    return group == 8   ? kernels_8(vectors)
+           : group == 4 ? kernels_4(vectors)
+           : group == 2 ? kernels_2(vectors)
+                        : kernels_1(vectors);
   };
   for (int group = 8; group >= 1; group /= 2) {
     if (heads % group != 0) continue;
@@ -76,6 +80,26 @@ void unpack_row(const Layout& layout, const float* from, int width, T* to) {
   }
 }
 
+// The largest of many floats >= 0, from any thread. Their bits order as the numbers do.
+class AtomicMax {
+ public:
+  void add(float x) {
+    std::uint32_t bits, seen = bits_.load(std::memory_order_relaxed);
+    std::memcpy(&bits, &x, sizeof bits);
+    while (bits > seen && !bits_.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
+    }
+  }
+  float get() const {
+    const std::uint32_t bits = bits_.load(std::memory_order_relaxed);
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+
+ private:
+  std::atomic<std::uint32_t> bits_{0};
+};
+
 template <class F>
 void for_each_row(std::int64_t rows, const F& f) {
   torch::stable::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
@@ -103,19 +127,39 @@ class PackedRows {
     rows_.stride = row_floats * (second ? 2 : 1);
     rows_.first = scratch_.data();
     rows_.second = second ? scratch_.data() + row_floats : nullptr;
-    for_each_row(rows, [&](std::int64_t row) {
-      float* to = scratch_.data() + row * rows_.stride;
-      pack_row(layout, first + row * heads * first_width, first_width, to);
-      if (second) {
-        pack_row(layout, second + row * heads * second_width, second_width, to + row_floats);
+    AtomicMax largest;
+    torch::stable::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
+      float mine = 0;
+      for (std::int64_t row = begin; row < end; ++row) {
+        float* to = scratch_.data() + row * rows_.stride;
+        const T* from = first + row * heads * first_width;
+        pack_row(layout, from, first_width, to);
+        if (second) {
+          pack_row(layout, second + row * heads * second_width, second_width, to + row_floats);
+        }
+        for (int h = 0; h < heads; ++h, from += first_width) {
+          mine = std::max(mine, squared_norm(from, first_width));
+        }
       }
+      largest.add(mine);
     });
+    largest_norm_ = std::sqrt(largest.get());
   }
 
   const Rows& rows() const { return rows_; }
+  // of one head of `first`; infinite where rows are used in place, unread
+  float largest_norm() const { return largest_norm_; }
 
  private:
+  static float squared_norm(const T* x, int width) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int d = 0; d < width; ++d) sum += static_cast<float>(x[d]) * static_cast<float>(x[d]);
+    return sum;
+  }
+
   Scratch scratch_;
+  float largest_norm_ = std::numeric_limits<float>::infinity();
   Rows rows_;
 };
 
@@ -155,25 +199,52 @@ Packed describe(const Inputs<T, float>& in, const Layout& layout, const float* k
   return p;
 }
 
+// Whether every score is near enough to 0 for exp without taking off the row's maximum, by
+// |q . k| <= |q| |k| or by the clamp. In units of log2: 2 ** +-80 and sums of it are normal
+// numbers.
+template <class T>
+bool scores_bounded(const Inputs<T, float>& in, const Packed& p, const PackedRows<T>& queries,
+                    const PackedRows<T>& pairs) {
+  constexpr float kSafe = 80.f;
+  if (p.clamp < kSafe) return true;
+  if (in.bias_edge) return false;
+  const auto largest = [](const float* x, std::int64_t n) {
+    float found = 0;
+    for (std::int64_t i = 0; i < n; ++i) found = std::max(found, std::abs(x[i]));
+    return found;
+  };
+  float bound = std::abs(p.to_score) * queries.largest_norm() * pairs.largest_norm();
+  if (in.key_table) bound *= largest(in.key_table, std::int64_t{in.types} * in.heads * in.width);
+  if (in.bias_table) {
+    bound += p.bias_to_score * largest(in.bias_table, std::int64_t{in.types} * in.heads);
+  }
+  return bound < kSafe;
+}
+
 bool needs_prefetch(const Layout& layout, std::int64_t rows) {
   return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float)) >
          kNearCacheBytes;
 }
 
-// Runs f(block, begin, end, sums...) over blocks of rows; the sums of a block go straight to the
-// caller's array when the layout is the caller's, else through a buffer that is then unpacked.
+// Where sums go in the end; null: nowhere.
 template <class T>
 struct Sink {
   T* to;
   int width;
 };
 
+// The packed sums of a block of rows: the caller's array itself when it has this layout, else a
+// buffer that `flush` unpacks.
 template <class T>
 class SinkBuffer {
  public:
   SinkBuffer(const Layout& layout, const Sink<T>& sink, int heads, std::int64_t begin,
              std::int64_t end)
-      : layout_(layout), sink_(sink), heads_(heads), begin_(begin), end_(end),
+      : layout_(layout),
+        sink_(sink),
+        heads_(heads),
+        begin_(begin),
+        end_(end),
         buffer_(layout.in_place && sink.to ? 0 : (end - begin) * layout.row_floats()) {}
 
   float* data() const {
@@ -208,13 +279,13 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   const int hg = layout.heads_per_group;
   const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, nullptr, 0);
   const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
-  const std::vector<float> table =
-      pack_table(layout, in.key_table, in.types, in.heads, in.width);
+  const std::vector<float> table = pack_table(layout, in.key_table, in.types, in.heads, in.width);
   const Scratch statistics(2 * in.num_dst * in.heads);
   Packed p = describe(in, layout, table.empty() ? nullptr : table.data());
   p.self = queries.rows();
   p.gather = pairs.rows();
   p.statistics = statistics.data();
+  p.bounded = scores_bounded(in, p, queries, pairs);
   p.prefetch = needs_prefetch(layout, in.num_src);
 
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
@@ -243,8 +314,7 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
   const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, grad.grad_out,
                               in.value_width);
-  const std::vector<float> table =
-      pack_table(layout, in.key_table, in.types, in.heads, in.width);
+  const std::vector<float> table = pack_table(layout, in.key_table, in.types, in.heads, in.width);
   const Scratch statistics(2 * in.num_dst * in.heads);
   for_each_row(in.num_dst, [&](std::int64_t row) {
     for (int h = 0; h < in.heads; ++h) {
@@ -331,7 +401,7 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   return true;
 }
 
-#define GTKERN_PACKED(T)                                                         \
+#define GTKERN_PACKED(T)                                                           \
   template bool forward_packed(const Inputs<T, float>&, const Results<T, float>&); \
   template bool backward_packed(const Inputs<T, float>&, const Backward<T, float>&);
 GTKERN_PACKED(float)

@@ -31,9 +31,10 @@ struct Packed {
   // In units of log2, for the base 2 exponential:
   // score = clamp(to_score * product + bias_to_score * bias)
   float to_score = 1, bias_to_score = 1, clamp = 0;
+  bool bounded = false;    // no score is so large or small that exp needs the row's maximum first
   float first_factor = 1;  // multiplies the sums ds * first
   float bias_factor = 1;   // multiplies ds where it is the gradient of a bias
-  bool prefetch = false;   // the gathered rows outgrow the near caches
+  bool prefetch = false;   // the gathered rows outgrow the caches
   const float* key_table = nullptr;   // [types, groups, NZ * 16], packed
   const float* bias_table = nullptr;  // [types, heads]
   const float* bias_edge = nullptr;   // [E, heads]
@@ -46,8 +47,6 @@ struct Packed {
   std::uint64_t seed = 0;
   // per destination and group: HG times log2-sum-exp2, then HG times delta
   float* statistics = nullptr;
-  // true when `edges` is grouped by source: statistics then belong to the other end
-  bool by_source = false;
 };
 
 // Kernels on rows begin .. end of `edges`. Sums come out packed, [rows, groups, NZ * 16], the

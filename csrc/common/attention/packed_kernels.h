@@ -5,7 +5,9 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "common/attention/packed.h"
 #include "common/philox.h"
@@ -15,29 +17,14 @@ namespace gtkern::attention {
 
 template <int HG, int NZ>
 struct PackedKernels {
-  static constexpr int kRow = NZ * simd::kLanes;      // floats of a group's row
-  static constexpr int kBlock = simd::kLanes / HG;    // edges whose scores fill one vector
-  static constexpr int kChunk = HG == 1 ? 64 : 256 / HG;  // edges scored before they are summed
-  static constexpr int kScores = kChunk * HG + simd::kLanes;
-  static constexpr int kAhead = NZ >= 4 ? 8 : 16;     // edges from a prefetch to its use
-  // below this bound exp cannot overflow, so the running maximum is not needed
-  static constexpr float kSafeClamp = 80.f;
+  static constexpr int kRow = NZ * simd::kLanes;    // floats of a group's row
+  static constexpr int kBlock = simd::kLanes / HG;  // edges whose scores fill one vector
+  static constexpr int kAhead = NZ >= 4 ? 16 : 32;  // edges from a prefetch to its use
+  // edges scored before they are summed: enough to hide latencies, few enough that the rows read
+  // twice are still in the nearest cache
+  static constexpr int kChunk = std::max(kBlock, std::min(128, 4096 / kRow) / kBlock * kBlock);
 
   using F16 = simd::F16;
-
-  // The stretch of a row with one edge type.
-  struct Run {
-    std::int64_t begin, end;
-    int kind;
-  };
-
-  static Run next_run(const Packed& p, std::int64_t at, std::int64_t end) {
-    const std::uint8_t* type = p.edges->type;
-    if (!type || (!p.key_table && !p.bias_table)) return {at, end, 0};
-    std::int64_t stop = at + 1;
-    while (stop < end && type[stop] == type[at]) ++stop;
-    return {at, stop, type[at]};
-  }
 
   static GTKERN_INLINE F16 dot(const F16* a, const float* b) {
     F16 sum = simd::mul(a[0], simd::load(b));
@@ -51,51 +38,79 @@ struct PackedKernels {
     for (int z = 0; z < NZ; ++z) __builtin_prefetch(row + 16 * z);
   }
 
-  // The products of `self` with the rows of edges [0, n), plus `offset`, edge-major in `to`; lanes
-  // past the last edge repeat it.
-  template <bool kPrefetch>
-  static GTKERN_INLINE void products(const F16* self, F16 offset, const Packed& p,
-                                     const float* base, const float* other,
-                                     const std::int32_t* index, int n,
-                                     const std::int32_t* index_end, float* to) {
-    const std::int64_t stride = p.gather.stride;
-    for (int first = 0; first < n; first += kBlock) {
-      F16 partial[kBlock];
-      if (first + kBlock <= n) {
-#pragma GCC unroll 16
-        for (int e = 0; e < kBlock; ++e) {
-          if constexpr (kPrefetch) {
-            const std::int32_t* ahead = std::min(index + first + e + kAhead, index_end - 1);
-            prefetch_row(base + *ahead * stride);
-            prefetch_row(other + *ahead * stride);
-          }
-          partial[e] = dot(self, base + index[first + e] * stride);
-        }
-      } else {
-        for (int e = 0; e < kBlock; ++e) {
-          partial[e] = dot(self, base + index[std::min(first + e, n - 1)] * stride);
-        }
+  // kBlock edges, whose scores fill one vector: number `at` and the n - 1 after it. Past the n-th,
+  // `index` repeats the last edge, and `live` is off.
+  struct Block {
+    const std::int32_t* index;
+    std::int64_t at;
+    int n;
+    simd::Mask16 live;
+  };
+
+  // Calls f(block) for the edges from .. stop.
+  template <class F>
+  static GTKERN_INLINE void for_each_edge_block(const Packed& p, std::int64_t from,
+                                                std::int64_t stop, const F& f) {
+    std::int32_t padded[kBlock];
+    for (std::int64_t at = from; at < stop; at += kBlock) {
+      Block block{p.edges->index + at, at, kBlock, simd::first_lanes(simd::kLanes)};
+      if (at + kBlock > stop) {
+        block.n = static_cast<int>(stop - at);
+        block.live = simd::first_lanes(block.n * HG);
+        for (int e = 0; e < kBlock; ++e) padded[e] = block.index[std::min(e, block.n - 1)];
+        block.index = padded;
       }
-      simd::store(to + first * HG, simd::add(simd::reduce<HG>(partial), offset));
+      f(block);
     }
   }
 
-  static GTKERN_INLINE void scores_of(const F16* self, F16 offset, const Packed& p, int group,
-                                      std::int64_t at, int n, float* to) {
-    const std::int32_t* index = p.edges->index + at;
-    const std::int32_t* index_end = p.edges->index + p.edges->ptr[p.edges->rows];
-    const float* base = p.gather.first + group * p.gather.group_stride;
-    const float* other = p.gather.second + group * p.gather.group_stride;
-    if (p.prefetch) {
-      products<true>(self, offset, p, base, other, index, n, index_end, to);
-    } else {
-      products<false>(self, offset, p, base, other, index, n, index_end, to);
+  // The products of `self` with the rows of a block's edges, edge-major.
+  static GTKERN_INLINE F16 products(const F16* self, const float* base, std::int64_t stride,
+                                    const std::int32_t* index) {
+    return simd::reduce<HG>([&](int e) { return dot(self, base + index[e] * stride); });
+  }
+
+  static GTKERN_INLINE void prefetch_ahead(const Packed& p, const Block& block, const float* first,
+                                           const float* second) {
+    const std::int64_t last = p.edges->ptr[p.edges->rows] - 1;
+    for (int e = 0; e < kBlock; ++e) {
+      const std::int64_t row = p.edges->index[std::min(block.at + e + kAhead, last)];
+      prefetch_row(first + row * p.gather.stride);
+      prefetch_row(second + row * p.gather.stride);
     }
-    if (!p.bias_edge) return;
-    for (int e = 0; e < n; ++e) {
-      const float* bias = p.bias_edge + p.edges->id(at + e) * p.heads + group * HG;
-      for (int h = 0; h < HG; ++h) to[e * HG + h] += p.bias_to_score * bias[h];
+  }
+
+  // One value for each score of a block from an [E, heads] array.
+  static GTKERN_INLINE F16 by_edge(const Packed& p, const float* values, int group,
+                                   const Block& block) {
+    alignas(64) float lanes[simd::kLanes] = {};
+    for (int e = 0; e < block.n; ++e) {
+      const float* from = values + p.edges->id(block.at + e) * p.heads + group * HG;
+      for (int h = 0; h < HG; ++h) lanes[e * HG + h] = from[h];
     }
+    return simd::load(lanes);
+  }
+
+  // 0 or 1 / (1 - dropout) for each score of a block.
+  static F16 keeps(const Packed& p, int group, const Block& block) {
+    alignas(64) float lanes[simd::kLanes] = {};
+    for (int e = 0; e < block.n; ++e) {
+      const std::int64_t id = p.edges->id(block.at + e);
+      for (int h = 0; h < HG; ++h) {
+        const std::uint32_t word = item_word(p.seed, id, group * HG + h);
+        lanes[e * HG + h] = word >= p.threshold ? p.kept : 0.f;
+      }
+    }
+    return simd::load(lanes);
+  }
+
+  static GTKERN_INLINE F16 scores_of(const F16* self, F16 offset, const Packed& p,
+                                     const float* base, int group, const Block& block) {
+    F16 score = simd::add(products(self, base, p.gather.stride, block.index), offset);
+    if (p.bias_edge) {
+      score = simd::fma(simd::splat(p.bias_to_score), by_edge(p, p.bias_edge, group, block), score);
+    }
+    return score;
   }
 
   static GTKERN_INLINE F16 clamped(F16 score, F16 clamp) {
@@ -121,18 +136,19 @@ struct PackedKernels {
                      simd::splat(p.bias_to_score));
   }
 
-  // sum += weight_e * row_e over the edges of a chunk.
-  static GTKERN_INLINE void add_rows(F16* sum, const float* weight, const float* base,
+  // sum += weight_e * row_e over n edges; `weights` is edge-major.
+  static GTKERN_INLINE void add_rows(F16* sum, const float* weights, const float* base,
                                      std::int64_t stride, const std::int32_t* index, int n) {
-    if constexpr (NZ <= 3) {
-      // two chains hide the latency of a multiply-add
-      F16 odd[NZ];
+    // few vectors: two chains hide the latency of a multiply-add
+    constexpr bool kTwo = NZ <= 4;
+    F16 odd[NZ];
+    int e = 0;
+    if constexpr (kTwo) {
 #pragma GCC unroll 16
       for (int z = 0; z < NZ; ++z) odd[z] = simd::zero();
-      int e = 0;
       for (; e + 1 < n; e += 2) {
-        const F16 w0 = simd::repeat<HG>(weight + e * HG);
-        const F16 w1 = simd::repeat<HG>(weight + (e + 1) * HG);
+        const F16 w0 = simd::repeat<HG>(weights + e * HG);
+        const F16 w1 = simd::repeat<HG>(weights + (e + 1) * HG);
         const float* row0 = base + index[e] * stride;
         const float* row1 = base + index[e + 1] * stride;
 #pragma GCC unroll 16
@@ -141,303 +157,273 @@ struct PackedKernels {
           odd[z] = simd::fma(w1, simd::load(row1 + 16 * z), odd[z]);
         }
       }
-      if (e < n) {
-        const F16 w = simd::repeat<HG>(weight + e * HG);
-        const float* row = base + index[e] * stride;
+    }
+    for (; e < n; ++e) {
+      const F16 w = simd::repeat<HG>(weights + e * HG);
+      const float* row = base + index[e] * stride;
 #pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) sum[z] = simd::fma(w, simd::load(row + 16 * z), sum[z]);
-      }
+      for (int z = 0; z < NZ; ++z) sum[z] = simd::fma(w, simd::load(row + 16 * z), sum[z]);
+    }
+    if constexpr (kTwo) {
 #pragma GCC unroll 16
       for (int z = 0; z < NZ; ++z) sum[z] = simd::add(sum[z], odd[z]);
-    } else {
-      for (int e = 0; e < n; ++e) {
-        const F16 w = simd::repeat<HG>(weight + e * HG);
-        const float* row = base + index[e] * stride;
+    }
+  }
+
+  static GTKERN_INLINE void load_row(F16* to, const float* from) {
 #pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) sum[z] = simd::fma(w, simd::load(row + 16 * z), sum[z]);
-      }
-    }
+    for (int z = 0; z < NZ; ++z) to[z] = simd::load(from + 16 * z);
   }
 
-  // 0 or 1 / (1 - dropout) for each score of a chunk.
-  static void keeps(const Packed& p, int group, std::int64_t at, int n, float* to) {
-    for (int e = 0; e < n; ++e) {
-      const std::int64_t id = p.edges->id(at + e);
-      for (int h = 0; h < HG; ++h) {
-        const std::uint32_t word = item_word(p.seed, id, group * HG + h);
-        to[e * HG + h] = word >= p.threshold ? p.kept : 0.f;
-      }
-    }
-  }
-
-  static int vectors_of(int n) { return (n * HG + simd::kLanes - 1) / simd::kLanes; }
-
-  // The lanes of vector x that belong to the n edges of a chunk.
-  static GTKERN_INLINE simd::Mask16 live(int x, int n) {
-    return simd::first_lanes(std::min(n * HG - x * simd::kLanes, simd::kLanes));
+  static GTKERN_INLINE void store_row(float* to, const F16* from) {
+#pragma GCC unroll 16
+    for (int z = 0; z < NZ; ++z) simd::store(to + 16 * z, from[z]);
   }
 
   static void forward(const Packed& p, std::int64_t begin, std::int64_t end, float* out) {
-    const F16 clamp = simd::splat(p.clamp), lowest = simd::splat(-FLT_MAX);
+    const F16 clamp = simd::splat(p.clamp);
     const F16 nothing = simd::splat(-std::numeric_limits<float>::infinity());
-    const bool bounded = p.clamp < kSafeClamp;
-    alignas(64) float score[kScores], keep[kScores], last[16], peak[16];
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (int g = 0; g < p.groups; ++g) {
-        const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
-        F16 sum[NZ];
-#pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
-        F16 top = bounded ? simd::zero() : lowest, total = simd::zero();
-        Run run{0, p.edges->ptr[row], 0};
-        while (run.end < p.edges->ptr[row + 1]) {
-          run = next_run(p, run.end, p.edges->ptr[row + 1]);
-          F16 scaled[NZ];
-          scaled_self(p, self, g, run.kind, scaled);
-          const F16 bias = run_bias(p, g, run.kind);
-          for (std::int64_t at = run.begin; at < run.end; at += kChunk) {
-            const int n = static_cast<int>(std::min<std::int64_t>(kChunk, run.end - at));
-            const int vectors = vectors_of(n);
-            scores_of(scaled, bias, p, g, at, n, score);
-            if (!bounded) {
+    // what is taken off every score of a row, and its denominator so far, by lane
+    std::vector<float> tops(simd::kLanes * (end - begin)), totals(simd::kLanes * (end - begin));
+    alignas(64) float weights[kChunk * HG], lanes[simd::kLanes], peak[simd::kLanes];
+    for (int g = 0; g < p.groups; ++g) {
+      const float* keys = p.gather.first + g * p.gather.group_stride;
+      const float* values = p.gather.second + g * p.gather.group_stride;
+      const auto sum_of = [&](std::int64_t row) {
+        return out + ((row - begin) * p.groups + g) * kRow;
+      };
+      for (std::int64_t row = begin; row < end; ++row) std::fill_n(sum_of(row), kRow, 0.f);
+      std::fill(totals.begin(), totals.end(), 0.f);
+      std::fill(tops.begin(), tops.end(), p.bounded ? 0.f : -FLT_MAX);
+      for_each_segment(
+          *p.edges, p.key_table || p.bias_table, begin, end,
+          [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
+            F16 sum[NZ], scaled[NZ];
+            load_row(sum, sum_of(row));
+            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
+                        scaled);
+            const F16 bias = run_bias(p, g, kind);
+            F16 top = simd::load(tops.data() + (row - begin) * 16);
+            F16 total = simd::load(totals.data() + (row - begin) * 16);
+            if (!p.bounded) {
+              // online softmax, a stretch at a time; its keys are then still in the near cache
               F16 high = top;
-              for (int x = 0; x < vectors; ++x) {
-                const F16 s = clamped(simd::load(score + 16 * x), clamp);
-                high = simd::max_of(high, simd::select(live(x, n), s, nothing));
-              }
+              for_each_edge_block(p, from, stop, [&](const Block& block) {
+                if (p.prefetch) prefetch_ahead(p, block, keys, values);
+                const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
+                high = simd::max_of(high, simd::select(block.live, score, nothing));
+              });
               high = simd::all_max<HG>(high);
               const F16 shrink = simd::exp2(simd::sub(top, high));
-              top = high;
               total = simd::mul(total, shrink);
 #pragma GCC unroll 16
               for (int z = 0; z < NZ; ++z) sum[z] = simd::mul(sum[z], shrink);
+              top = high;
+              simd::store(tops.data() + (row - begin) * 16, top);
             }
-            for (int x = 0; x < vectors; ++x) {
-              const F16 s = clamped(simd::load(score + 16 * x), clamp);
-              const F16 w = simd::keep(live(x, n), simd::exp2(simd::sub(s, top)));
-              total = simd::add(total, w);
-              simd::store(score + 16 * x, w);
+            for (std::int64_t at = from; at < stop; at += kChunk) {
+              const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
+              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                if (p.prefetch && p.bounded) prefetch_ahead(p, block, keys, values);
+                const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
+                F16 weight = simd::keep(block.live, simd::exp2(simd::sub(score, top)));
+                total = simd::add(total, weight);
+                if (p.dropout) weight = simd::mul(weight, keeps(p, g, block));
+                simd::store(weights + (block.at - at) * HG, weight);
+              });
+              add_rows(sum, weights, values, p.gather.stride, p.edges->index + at,
+                       static_cast<int>(end_of_chunk - at));
             }
-            if (p.dropout) {
-              keeps(p, g, at, n, keep);
-              for (int i = 0; i < n * HG; ++i) score[i] *= keep[i];
-            }
-            add_rows(sum, score, p.gather.second + g * p.gather.group_stride, p.gather.stride,
-                     p.edges->index + at, n);
-          }
-        }
-        total = simd::all_sum<HG>(total);
+            store_row(sum_of(row), sum);
+            simd::store(totals.data() + (row - begin) * 16, total);
+          });
+      for (std::int64_t row = begin; row < end; ++row) {
+        const F16 top = simd::load(tops.data() + (row - begin) * 16);
+        F16 total = simd::all_sum<HG>(simd::load(totals.data() + (row - begin) * 16));
         if (p.eps > 0) {
           total = simd::fma(simd::splat(p.eps), simd::exp2(simd::sub(simd::zero(), top)), total);
         }
-        simd::store(last, total);
+        simd::store(lanes, total);
         simd::store(peak, top);
         float* lse = p.statistics + (row * p.groups + g) * 2 * HG;
-        for (int h = 0; h < HG; ++h) lse[h] = std::log2(last[h]) + peak[h];
-        for (int l = 0; l < 16; ++l) last[l] = last[l] == 0 ? 0.f : 1 / last[l];
-        const F16 inverse = simd::load(last);
-        float* to = out + ((row - begin) * p.groups + g) * kRow;
+        for (int h = 0; h < HG; ++h) lse[h] = std::log2(lanes[h]) + peak[h];
+        for (float& lane : lanes) lane = lane == 0 ? 0.f : 1 / lane;
+        const F16 inverse = simd::load(lanes);
+        F16 sum[NZ];
+        load_row(sum, sum_of(row));
 #pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) simd::store(to + 16 * z, simd::mul(sum[z], inverse));
+        for (int z = 0; z < NZ; ++z) sum[z] = simd::mul(sum[z], inverse);
+        store_row(sum_of(row), sum);
       }
     }
   }
 
   static void scores(const Packed& p, std::int64_t begin, std::int64_t end, float* scores) {
     const F16 clamp = simd::splat(p.clamp);
-    alignas(64) float score[kScores];
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (int g = 0; g < p.groups; ++g) {
-        const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
-        float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
-        const F16 lse = simd::repeat<HG>(statistics);
-        Run run{0, p.edges->ptr[row], 0};
-        while (run.end < p.edges->ptr[row + 1]) {
-          run = next_run(p, run.end, p.edges->ptr[row + 1]);
-          F16 scaled[NZ];
-          scaled_self(p, self, g, run.kind, scaled);
-          const F16 bias = run_bias(p, g, run.kind);
-          for (std::int64_t at = run.begin; at < run.end; at += kChunk) {
-            const int n = static_cast<int>(std::min<std::int64_t>(kChunk, run.end - at));
-            scores_of(scaled, bias, p, g, at, n, score);
-            for (int x = 0; x < vectors_of(n); ++x) {
-              const F16 s = clamped(simd::load(score + 16 * x), clamp);
-              simd::store(score + 16 * x, simd::exp2(simd::sub(s, lse)));
-            }
-            for (int e = 0; e < n; ++e) {
-              const std::int64_t place = p.edges->id(at + e) * p.heads + g * HG;
-              for (int h = 0; h < HG; ++h) {
-                if (scores) {
-                  scores[place + h] = score[e * HG + h];
-                } else {
-                  statistics[HG + h] += score[e * HG + h] * p.grad_scores[place + h];
+    alignas(64) float lanes[simd::kLanes];
+    for (int g = 0; g < p.groups; ++g) {
+      const float* keys = p.gather.first + g * p.gather.group_stride;
+      for_each_segment(
+          *p.edges, p.key_table || p.bias_table, begin, end,
+          [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
+            float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
+            const F16 lse = simd::repeat<HG>(statistics), bias = run_bias(p, g, kind);
+            F16 scaled[NZ];
+            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
+                        scaled);
+            for_each_edge_block(p, from, stop, [&](const Block& block) {
+              const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
+              simd::store(lanes, simd::exp2(simd::sub(score, lse)));
+              for (int e = 0; e < block.n; ++e) {
+                const std::int64_t place = p.edges->id(block.at + e) * p.heads + g * HG;
+                for (int h = 0; h < HG; ++h) {
+                  if (scores) {
+                    scores[place + h] = lanes[e * HG + h];
+                  } else {
+                    statistics[HG + h] += lanes[e * HG + h] * p.grad_scores[place + h];
+                  }
                 }
               }
-            }
-          }
-        }
-      }
-    }
-  }
-
-  // into[i] = keep * into[i] + grad_scores: the gradient of each normalised score of a chunk.
-  static void score_gradients(const Packed& p, int group, std::int64_t at, int n, float* keep,
-                              float* into) {
-    if (p.dropout) {
-      keeps(p, group, at, n, keep);
-      for (int i = 0; i < n * HG; ++i) into[i] *= keep[i];
-    }
-    if (!p.grad_scores) return;
-    for (int e = 0; e < n; ++e) {
-      const float* gradient = p.grad_scores + p.edges->id(at + e) * p.heads + group * HG;
-      for (int h = 0; h < HG; ++h) into[e * HG + h] += gradient[h];
+            });
+          });
     }
   }
 
   static void by_destination(const Packed& p, std::int64_t begin, std::int64_t end, float* first,
                              float* key_table, float* bias_table, float* bias_edge) {
-    const F16 clamp = simd::splat(p.clamp);
-    alignas(64) float score[kScores], into[kScores], keep[kScores], lanes[16];
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (int g = 0; g < p.groups; ++g) {
-        const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
-        const float* other = p.self.second + row * p.self.stride + g * p.self.group_stride;
-        const float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
-        const F16 lse = simd::repeat<HG>(statistics), delta = simd::repeat<HG>(statistics + HG);
-        float* to = first ? first + ((row - begin) * p.groups + g) * kRow : nullptr;
-        const F16 factor = simd::splat(p.first_factor);
-        bool fresh = true;
-        Run run{0, p.edges->ptr[row], 0};
-        while (run.end < p.edges->ptr[row + 1]) {
-          run = next_run(p, run.end, p.edges->ptr[row + 1]);
-          F16 scaled[NZ], sum[NZ];
-          scaled_self(p, self, g, run.kind, scaled);
-          const F16 bias = run_bias(p, g, run.kind);
-          F16 ds_sum = simd::zero();
+    const F16 clamp = simd::splat(p.clamp), factor = simd::splat(p.first_factor);
+    alignas(64) float ds_of[kChunk * HG], lanes[simd::kLanes];
+    if (first) std::fill_n(first, (end - begin) * p.groups * kRow, 0.f);
+    for (int g = 0; g < p.groups; ++g) {
+      const float* keys = p.gather.first + g * p.gather.group_stride;
+      const float* values = p.gather.second + g * p.gather.group_stride;
+      for_each_segment(
+          *p.edges, p.key_table || p.bias_table, begin, end,
+          [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
+            const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
+            const float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
+            const F16 lse = simd::repeat<HG>(statistics), delta = simd::repeat<HG>(statistics + HG);
+            const F16 bias = run_bias(p, g, kind);
+            F16 scaled[NZ], grad[NZ], sum[NZ], ds_sum = simd::zero();
+            scaled_self(p, self, g, kind, scaled);
+            load_row(grad, p.self.second + row * p.self.stride + g * p.self.group_stride);
 #pragma GCC unroll 16
-          for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
-          for (std::int64_t at = run.begin; at < run.end; at += kChunk) {
-            const int n = static_cast<int>(std::min<std::int64_t>(kChunk, run.end - at));
-            const std::int32_t* index = p.edges->index + at;
-            scores_of(scaled, bias, p, g, at, n, score);
-            F16 grad[NZ];
-#pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) grad[z] = simd::load(other + 16 * z);
-            const float* values = p.gather.second + g * p.gather.group_stride;
-            products<false>(grad, simd::zero(), p, values, values, index, n, index + n, into);
-            if (p.dropout || p.grad_scores) score_gradients(p, g, at, n, keep, into);
-            for (int x = 0; x < vectors_of(n); ++x) {
-              const F16 raw = simd::load(score + 16 * x);
-              const F16 weight = simd::exp2(simd::sub(clamped(raw, clamp), lse));
-              F16 ds = simd::mul(weight, simd::sub(simd::load(into + 16 * x), delta));
-              ds = simd::keep(simd::within(raw, clamp), simd::keep(live(x, n), ds));
-              ds_sum = simd::add(ds_sum, ds);
-              simd::store(score + 16 * x, ds);
-            }
-            add_rows(sum, score, p.gather.first + g * p.gather.group_stride, p.gather.stride,
-                     index, n);
-            if (bias_edge) {
-              for (int e = 0; e < n; ++e) {
-                float* place = bias_edge + p.edges->id(at + e) * p.heads + g * HG;
-                for (int h = 0; h < HG; ++h) place[h] = p.bias_factor * score[e * HG + h];
+            for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
+            for (std::int64_t at = from; at < stop; at += kChunk) {
+              const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
+              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                if (p.prefetch) prefetch_ahead(p, block, keys, values);
+                simd::store(ds_of + (block.at - at) * HG,
+                            scores_of(scaled, bias, p, keys, g, block));
+              });
+              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                float* place = ds_of + (block.at - at) * HG;
+                F16 into = products(grad, values, p.gather.stride, block.index);
+                if (p.dropout) into = simd::mul(into, keeps(p, g, block));
+                if (p.grad_scores) into = simd::add(into, by_edge(p, p.grad_scores, g, block));
+                const F16 raw = simd::load(place);
+                const F16 weight = simd::exp2(simd::sub(clamped(raw, clamp), lse));
+                F16 ds = simd::mul(weight, simd::sub(into, delta));
+                ds = simd::keep(simd::within(raw, clamp), simd::keep(block.live, ds));
+                ds_sum = simd::add(ds_sum, ds);
+                simd::store(place, ds);
+              });
+              add_rows(sum, ds_of, keys, p.gather.stride, p.edges->index + at,
+                       static_cast<int>(end_of_chunk - at));
+              for (std::int64_t e = at; bias_edge && e < end_of_chunk; ++e) {
+                float* place = bias_edge + p.edges->id(e) * p.heads + g * HG;
+                for (int h = 0; h < HG; ++h) place[h] = p.bias_factor * ds_of[(e - at) * HG + h];
               }
             }
-          }
-          const std::int64_t entry = (std::int64_t{run.kind} * p.groups + g) * kRow;
+            const std::int64_t entry = (std::int64_t{kind} * p.groups + g) * kRow;
+            float* to = first ? first + ((row - begin) * p.groups + g) * kRow : nullptr;
 #pragma GCC unroll 16
-          for (int z = 0; z < NZ; ++z) {
-            F16 along = simd::mul(sum[z], factor);
-            if (key_table) {
-              float* table = key_table + entry + 16 * z;
-              simd::store(table, simd::fma(along, simd::load(self + 16 * z), simd::load(table)));
+            for (int z = 0; z < NZ; ++z) {
+              F16 along = simd::mul(sum[z], factor);
+              if (key_table) {
+                float* table = key_table + entry + 16 * z;
+                simd::store(table, simd::fma(along, simd::load(self + 16 * z), simd::load(table)));
+              }
+              if (!to) continue;
+              if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
+              simd::store(to + 16 * z, simd::add(along, simd::load(to + 16 * z)));
             }
-            if (!to) continue;
-            if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
-            if (!fresh) along = simd::add(along, simd::load(to + 16 * z));
-            simd::store(to + 16 * z, along);
-          }
-          fresh = false;
-          if (bias_table) {
-            simd::store(lanes, simd::all_sum<HG>(ds_sum));
-            float* table = bias_table + std::int64_t{run.kind} * p.heads + g * HG;
-            for (int h = 0; h < HG; ++h) table[h] += p.bias_factor * lanes[h];
-          }
-        }
-        if (fresh && to) std::fill_n(to, kRow, 0.f);
-      }
+            if (bias_table) {
+              simd::store(lanes, simd::all_sum<HG>(ds_sum));
+              float* table = bias_table + std::int64_t{kind} * p.heads + g * HG;
+              for (int h = 0; h < HG; ++h) table[h] += p.bias_factor * lanes[h];
+            }
+          });
     }
   }
 
   static void by_source(const Packed& p, std::int64_t begin, std::int64_t end, float* first,
                         float* second) {
-    const F16 clamp = simd::splat(p.clamp);
-    alignas(64) float score[kScores], into[kScores], keep[kScores], lse[kScores], delta[kScores];
+    const F16 clamp = simd::splat(p.clamp), factor = simd::splat(p.first_factor);
+    alignas(64) float ds_of[kChunk * HG], kept_of[kChunk * HG], lse[kChunk * HG],
+        delta[kChunk * HG];
     const std::int64_t statistics_stride = std::int64_t{2} * HG * p.groups;
-    for (std::int64_t row = begin; row < end; ++row) {
-      for (int g = 0; g < p.groups; ++g) {
-        const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
-        const float* other = p.self.second + row * p.self.stride + g * p.self.group_stride;
-        float* to = first + ((row - begin) * p.groups + g) * kRow;
-        float* to_second = second + ((row - begin) * p.groups + g) * kRow;
-        const F16 factor = simd::splat(p.first_factor);
-        F16 value_sum[NZ];
+    std::fill_n(first, (end - begin) * p.groups * kRow, 0.f);
+    std::fill_n(second, (end - begin) * p.groups * kRow, 0.f);
+    for (int g = 0; g < p.groups; ++g) {
+      const float* queries = p.gather.first + g * p.gather.group_stride;
+      const float* grads = p.gather.second + g * p.gather.group_stride;
+      for_each_segment(
+          *p.edges, p.key_table || p.bias_table, begin, end,
+          [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
+            const F16 bias = run_bias(p, g, kind);
+            float* to = first + ((row - begin) * p.groups + g) * kRow;
+            float* to_second = second + ((row - begin) * p.groups + g) * kRow;
+            F16 scaled[NZ], value[NZ], sum[NZ], value_sum[NZ];
+            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
+                        scaled);
+            load_row(value, p.self.second + row * p.self.stride + g * p.self.group_stride);
+            load_row(value_sum, to_second);
 #pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) value_sum[z] = simd::zero();
-        bool fresh = true;
-        Run run{0, p.edges->ptr[row], 0};
-        while (run.end < p.edges->ptr[row + 1]) {
-          run = next_run(p, run.end, p.edges->ptr[row + 1]);
-          F16 scaled[NZ], sum[NZ];
-          scaled_self(p, self, g, run.kind, scaled);
-          const F16 bias = run_bias(p, g, run.kind);
-#pragma GCC unroll 16
-          for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
-          for (std::int64_t at = run.begin; at < run.end; at += kChunk) {
-            const int n = static_cast<int>(std::min<std::int64_t>(kChunk, run.end - at));
-            const std::int32_t* index = p.edges->index + at;
-            scores_of(scaled, bias, p, g, at, n, score);
-            F16 values[NZ];
-#pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) values[z] = simd::load(other + 16 * z);
-            const float* grads = p.gather.second + g * p.gather.group_stride;
-            products<false>(values, simd::zero(), p, grads, grads, index, n, index + n, into);
-            const bool adjusted = p.dropout || p.grad_scores;
-            if (adjusted) score_gradients(p, g, at, n, keep, into);
-            for (int e = 0; e < n; ++e) {
-              const float* pair = p.statistics + index[e] * statistics_stride + g * 2 * HG;
-              for (int h = 0; h < HG; ++h) lse[e * HG + h] = pair[h];
-              for (int h = 0; h < HG; ++h) delta[e * HG + h] = pair[HG + h];
+            for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
+            for (std::int64_t at = from; at < stop; at += kChunk) {
+              const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
+              const int n = static_cast<int>(end_of_chunk - at);
+              const std::int32_t* index = p.edges->index + at;
+              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                if (p.prefetch) prefetch_ahead(p, block, queries, grads);
+                simd::store(ds_of + (block.at - at) * HG,
+                            scores_of(scaled, bias, p, queries, g, block));
+              });
+              for (int e = 0; e < n; ++e) {
+                const float* pair = p.statistics + index[e] * statistics_stride + g * 2 * HG;
+                std::memcpy(lse + e * HG, pair, HG * sizeof(float));
+                std::memcpy(delta + e * HG, pair + HG, HG * sizeof(float));
+              }
+              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                const std::int64_t lane = (block.at - at) * HG;
+                F16 into = products(value, grads, p.gather.stride, block.index);
+                const F16 raw = simd::load(ds_of + lane);
+                const F16 weight =
+                    simd::exp2(simd::sub(clamped(raw, clamp), simd::load(lse + lane)));
+                F16 kept = weight;
+                if (p.dropout) {
+                  const F16 keep = keeps(p, g, block);
+                  kept = simd::mul(kept, keep);
+                  into = simd::mul(into, keep);
+                }
+                if (p.grad_scores) into = simd::add(into, by_edge(p, p.grad_scores, g, block));
+                const F16 ds = simd::mul(weight, simd::sub(into, simd::load(delta + lane)));
+                simd::store(ds_of + lane, simd::keep(simd::within(raw, clamp), ds));
+                simd::store(kept_of + lane, kept);
+              });
+              add_rows(sum, ds_of, queries, p.gather.stride, index, n);
+              add_rows(value_sum, kept_of, grads, p.gather.stride, index, n);
             }
-            // `into` turns into the weights of the values
-            for (int x = 0; x < vectors_of(n); ++x) {
-              const F16 raw = simd::load(score + 16 * x);
-              F16 weight = simd::exp2(simd::sub(clamped(raw, clamp), simd::load(lse + 16 * x)));
-              const F16 change = simd::sub(simd::load(into + 16 * x), simd::load(delta + 16 * x));
-              const F16 ds = simd::keep(simd::within(raw, clamp), simd::mul(weight, change));
-              simd::store(score + 16 * x, ds);
-              simd::store(into + 16 * x, weight);
-            }
-            if (p.dropout) {
-              for (int i = 0; i < n * HG; ++i) into[i] *= keep[i];
-            }
-            add_rows(sum, score, p.gather.first + g * p.gather.group_stride, p.gather.stride,
-                     index, n);
-            add_rows(value_sum, into, grads, p.gather.stride, index, n);
-          }
-          const std::int64_t entry = (std::int64_t{run.kind} * p.groups + g) * kRow;
+            store_row(to_second, value_sum);
+            const std::int64_t entry = (std::int64_t{kind} * p.groups + g) * kRow;
 #pragma GCC unroll 16
-          for (int z = 0; z < NZ; ++z) {
-            F16 along = simd::mul(sum[z], factor);
-            if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
-            if (!fresh) along = simd::add(along, simd::load(to + 16 * z));
-            simd::store(to + 16 * z, along);
-          }
-          fresh = false;
-        }
-        if (fresh) std::fill_n(to, kRow, 0.f);
-#pragma GCC unroll 16
-        for (int z = 0; z < NZ; ++z) simd::store(to_second + 16 * z, value_sum[z]);
-      }
+            for (int z = 0; z < NZ; ++z) {
+              F16 along = simd::mul(sum[z], factor);
+              if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
+              simd::store(to + 16 * z, simd::add(along, simd::load(to + 16 * z)));
+            }
+          });
     }
   }
 

@@ -1,9 +1,9 @@
 // What the CPU attention kernels compute on: plain pointers to contiguous arrays.
 //
 // Every row of `csr` is one destination i and holds the edges e = j -> i into it:
-//   score = clamp((scale * (q_i . (m_e * k_j) + edge_query_i . edge_attr_e) + bias_e) / temperature)
-//   p     = exp(score - lse_i),  lse_i = log(eps + sum exp(score))
-//   out_i = sum keep_e p_e v_j,  edge_out_i = sum keep_e p_e edge_attr_e
+//   score = clamp((scale * (q_i . (m_e * k_j) + edge_query_i . edge_attr_e) + bias_e) /
+//   temperature) p     = exp(score - lse_i),  lse_i = log(eps + sum exp(score)) out_i = sum keep_e
+//   p_e v_j,  edge_out_i = sum keep_e p_e edge_attr_e
 // and with dP_e = keep_e (grad_out_i . v_j + grad_edge_out_i . edge_attr_e) + grad_scores_e:
 //   delta_i = sum p_e dP_e,  ds_e = p_e (dP_e - delta_i) / temperature where the clamp is open.
 #pragma once
@@ -23,6 +23,27 @@ struct Edges {
   std::int64_t id(std::int64_t position) const { return edge_id ? edge_id[position] : position; }
   int kind(std::int64_t position) const { return type ? type[position] : 0; }
 };
+
+// Calls segment(row, from, stop, kind) for stretches of one edge type that cover rows begin .. end,
+// in order; with by_type off a row is one stretch of type 0.
+template <class Segment>
+inline void for_each_segment(const Edges& edges, bool by_type, std::int64_t begin, std::int64_t end,
+                             const Segment& segment) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    std::int64_t from = edges.ptr[row];
+    const std::int64_t row_end = edges.ptr[row + 1];
+    while (from < row_end) {
+      std::int64_t stop = row_end;
+      int kind = 0;
+      if (by_type && edges.type) {
+        kind = edges.type[from];
+        for (stop = from + 1; stop < row_end && edges.type[stop] == kind;) ++stop;
+      }
+      segment(row, from, stop, kind);
+      from = stop;
+    }
+  }
+}
 
 struct Numbers {
   double scale = 1, clamp = 0, temperature = 1, dropout = 0, eps = 0;
@@ -72,6 +93,10 @@ template <class T>
 bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to);
 template <class T>
 bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad);
+
+// One head of width up to 4, fp32, without options by edge; needs AVX-512. False: not theirs.
+bool forward_narrow(const Inputs<float, float>& in, const Results<float, float>& to);
+bool backward_narrow(const Inputs<float, float>& in, const Backward<float, float>& grad);
 
 // By the first kernels that take the problem.
 template <class T, class A>
