@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from gtkern import _check
 
 EXPHORMER_EPS = 1e-6
+_LARGEST = sys.float_info.max
 NORMALIZATION_EPS = {"softmax": 0.0, "exphormer": EXPHORMER_EPS}
 
 TERMS_SCHEMA = (
@@ -23,7 +25,9 @@ OPTIONS_SCHEMA = (
 
 
 class Terms(NamedTuple):
-    """The optional inputs of a score. Tables and per-edge biases have the accumulation dtype.
+    """The optional inputs of a score.
+
+    Backends get tables and per-edge terms in the accumulation dtype (see `widened`).
 
     Attributes:
         key_table: [T, H, D]; multiplies the keys, by edge type.
@@ -126,7 +130,7 @@ def numbers(
     if normalization not in NORMALIZATION_EPS:
         raise ValueError(f"normalization must be 'softmax' or 'exphormer', got {normalization!r}")
     return (
-        width**-0.5 if scale is None else _check.number("scale", scale, -math.inf, math.inf),
+        width**-0.5 if scale is None else _check.number("scale", scale, -_LARGEST, _LARGEST),
         math.inf if clamp is None else _check.number("clamp", clamp, 0, math.inf, open_low=True),
         _check.number("temperature", temperature, 0, math.inf, open_low=True),
         _check.number("dropout", dropout, 0, 1 - 2.0**-32),
@@ -143,3 +147,38 @@ def options(numbers: tuple[float, float, float, float, float], seed: Tensor | No
 def accumulation_dtype(q: Tensor) -> torch.dtype:
     """The dtype in which a call is summed."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def widened(terms: Terms, q: Tensor) -> Terms:
+    """The terms as backends read them: `Terms` dtypes, and key scales of full width.
+
+    Made anew for each pass, so that backward keeps what the caller gave and no copy of it.
+    """
+    work = accumulation_dtype(q)
+
+    def wide(term: Tensor | None) -> Tensor | None:
+        return None if term is None else term.to(work).contiguous()
+
+    def full(term: Tensor | None) -> Tensor | None:
+        return wide(None if term is None else term.expand(*term.shape[:-1], q.size(-1)))
+
+    return Terms(
+        full(terms.key_table),
+        wide(terms.bias_table),
+        full(terms.key_edge),
+        wide(terms.bias_edge),
+        terms.edge_query,
+        terms.edge_attr,
+    )
+
+
+def narrowed(gradients: Gradients, terms: Terms, needs: Needs) -> Gradients:
+    """Gradients of `widened` terms in the shapes and dtypes of the terms that were given."""
+    result = gradients._asdict()
+    for name, term in terms._asdict().items():
+        if term is not None and getattr(needs, name):
+            gradient = result[name]
+            if gradient.size(-1) != term.size(-1):
+                gradient = gradient.sum(-1, keepdim=True)
+            result[name] = gradient.to(term.dtype)
+    return Gradients(**result)

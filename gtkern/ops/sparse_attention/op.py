@@ -89,9 +89,8 @@ def sparse_attention(
     """
     _check_inputs(q, k, v, graph)
     num_edges, heads, width = graph.num_edges, q.size(1), q.size(2)
-    work = _attention.accumulation_dtype(q)
-    key_table, key_edge = _by_type_or_edge("key_scale", key_scale, graph, (heads, width), work)
-    bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,), work)
+    key_table, key_edge = _by_type_or_edge("key_scale", key_scale, graph, (heads, width))
+    bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,))
     _check_edge_pair(edge_query, edge_attr, q, num_edges)
     _check.same_device(
         q=q,
@@ -160,7 +159,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, graph: Graph) -> None:
 
 
 def _by_type_or_edge(
-    name: str, value: Tensor | None, graph: Graph, tail: tuple[int, ...], work: torch.dtype
+    name: str, value: Tensor | None, graph: Graph, tail: tuple[int, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Tell a table by edge type from a tensor by edge; one of the two results is None."""
     if value is None:
@@ -185,7 +184,6 @@ def _by_type_or_edge(
             f"{name} must have shape [E, {letters}] = {[graph.num_edges, *tail]}{hint}, "
             f"got {list(value.shape)}"
         )
-    value = value.to(work).expand(rows, *tail)
     return (value, None) if by_type else (None, value)
 
 
@@ -241,6 +239,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
+    terms = _attention.widened(terms, q)
     return tuple(_load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores))
 
 
@@ -257,24 +256,23 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
-    return tuple(
-        _load(backend).backward(
-            grad_out.contiguous(),
-            None if grad_edge_out is None else grad_edge_out.contiguous(),
-            None if grad_scores is None else grad_scores.contiguous(),
-            q,
-            k,
-            v,
-            out,
-            edge_out,
-            lse,
-            Adjacency(*csr),
-            Adjacency(*csc),
-            terms,
-            options,
-            Needs(*needs),
-        )
+    gradients = _load(backend).backward(
+        grad_out.contiguous(),
+        None if grad_edge_out is None else grad_edge_out.contiguous(),
+        None if grad_scores is None else grad_scores.contiguous(),
+        q,
+        k,
+        v,
+        out,
+        edge_out,
+        lse,
+        Adjacency(*csr),
+        Adjacency(*csc),
+        _attention.widened(terms, q),
+        options,
+        Needs(*needs),
     )
+    return tuple(_attention.narrowed(gradients, terms, Needs(*needs)))
 
 
 @torch.library.register_fake("gtkern::sparse_attention_fwd")
@@ -368,3 +366,12 @@ def _autograd(
 torch.library.register_autograd(
     "gtkern::sparse_attention_fwd", _autograd, setup_context=_setup_context
 )
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "sparse_attention's compiled backends have no second derivatives; use backend='reference'"
+    )
+
+
+torch.library.register_autograd("gtkern::sparse_attention_bwd", _refuse)
