@@ -21,9 +21,9 @@ from torch.overrides import TorchFunctionMode
 from gtkern import _backends
 from gtkern.testing import assert_within_budget
 
-GRADIENT_UNIT = 1.0
-"""Gradients of unit-sized inputs cancel (a softmax row's sum to zero): errors below this size are
-not magnified."""
+GRADIENT_UNIT = 0.5
+"""Gradients cancel (those of a softmax row's scores sum to zero): below this size, where
+inputs have unit size, their errors are not magnified."""
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -335,9 +335,7 @@ class RoomContract:
             assert found[f"grad of {name}"].dtype == dtype
 
     @pytest.mark.sizes("tiny")
-    def test_gradcheck_in_float64(
-        self, backend: str, device: torch.device, sample: Sample
-    ) -> None:
+    def test_gradcheck_in_float64(self, backend: str, device: torch.device, sample: Sample) -> None:
         if backend not in ("reference", "cpu"):
             pytest.skip(f"backend {backend!r} has no float64 kernels")
         call = sample.build().cast(torch.float64, device)
@@ -432,9 +430,7 @@ class RoomContract:
         dense = torch.autograd.grad(results, leaves, ones, retain_graph=True)
         found = torch.autograd.grad(results, leaves, expanded)
         names = list(call.tensors)
-        assert_bit_equal(
-            dict(zip(names, found, strict=True)), dict(zip(names, dense, strict=True))
-        )
+        assert_bit_equal(dict(zip(names, found, strict=True)), dict(zip(names, dense, strict=True)))
 
     def test_two_runs_are_bit_equal(
         self, backend: str, device: torch.device, sample: Sample
@@ -522,9 +518,7 @@ class RoomContract:
             assert_bit_equal({name: mine}, {name: alone[name]})
         padded = _gradients_of_first(self.room, joined, alone, device, backend)
         for name in (name for name in by_row if name in padded):
-            assert_bit_equal(
-                {name: padded[name][: alone[name].size(0)]}, {name: alone[name]}
-            )
+            assert_bit_equal({name: padded[name][: alone[name].size(0)]}, {name: alone[name]})
 
     def test_destinations_without_edges_get_zero_and_give_zero(
         self, backend: str, device: torch.device, sample: Sample
