@@ -184,7 +184,8 @@ def choose_tile(
         places = max(1, min(512, 2**18 // elements))
         return Tile(max(1, places // 32), min(places, 32), block_h, groups, padded, 1)
     warps = 1 if mean_edges < 32 else 2 if mean_edges < 256 else 4
-    while warps < 8 and elements > warps * 32 * lane_elements:
+    # two edges in flight at least, where a program can hold them
+    while warps < 8 and 2 * elements > warps * 32 * lane_elements:
         warps *= 2
     places = max(1, warps * 32 * lane_elements // elements)
     # few distinct sizes, so that graphs of like degree share compiled kernels

@@ -51,7 +51,7 @@ def forward(
     log2_eps = math.log2(options.eps) if options.eps > 0 else -math.inf
     has_eps = options.eps > 0
 
-    def launch(rows: int, items: bool, results: tuple[Tensor, ...]) -> None:
+    def launch(rows: int, items: bool, results: tuple[Tensor | None, ...]) -> None:
         tile = _tile(heads, (width, width_v, width_e), csr, items)
         forward_kernel[tile.programs(rows), tile.groups](
             q, k, v, *edges, *terms, *results, scores if return_scores else None,
@@ -61,7 +61,7 @@ def forward(
 
     with torch.cuda.device_of(q):
         if num_dst:
-            launch(num_dst, False, (out, edge_out, lse, lse))
+            launch(num_dst, False, (out, edge_out, lse, None))
         if pieces:
             outs = _fp32(q, pieces, heads, width_v)
             edge_outs = _fp32(q, pieces, heads, width_e)

@@ -194,13 +194,13 @@ def merge_forward_kernel(
     for start in range(slot, stop, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         mask = (offs_m < stop)[:, None]
-        fade = tl.exp2(load_pairs(peaks_ptr, offs_m, offs_h, mask, H) - stand)
-        fade = tl.where(mask, fade, 0.0)
+        piece = load_pairs(peaks_ptr, offs_m, offs_h, mask, H)
+        fade = tl.exp2(tl.where(mask, piece, float("-inf")) - stand)
         total += load_pairs(totals_ptr, offs_m, offs_h, mask, H) * fade
         out += load_heads(outs_ptr, offs_m, offs_h, offs_dv, mask, H, DV) * fade[:, :, None]
         if edge_out_ptr is not None:
-            piece = load_heads(edge_outs_ptr, offs_m, offs_h, offs_de, mask, H, DE)
-            edge_out += piece * fade[:, :, None]
+            values = load_heads(edge_outs_ptr, offs_m, offs_h, offs_de, mask, H, DE)
+            edge_out += values * fade[:, :, None]
     total = tl.sum(total, 0, keep_dims=True)
     if EPS:
         total += tl.exp2(log2_eps - stand)

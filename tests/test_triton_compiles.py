@@ -1,0 +1,173 @@
+"""The Triton kernels compile for real GPUs, without one.
+
+Their launchers run on a make-believe driver that compiles every launch and starts none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gtkern
+from gtkern import Graph, _backends
+from gtkern.ops.sparse_attention.types import Needs, Options, Terms
+
+ARCHITECTURES = (80, 90)
+SPILLED_BYTES = 64
+"""What a thread may spill: a few words outside the loops cost nothing that can be measured."""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Path) -> None:
+    reason = _backends.unavailable_reason("triton", torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(reason)
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(gtkern.__file__).parents[1])
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, __file__, str(architecture)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    compiled = {line.split()[0] for line in done.stdout.splitlines()}
+    assert compiled == {
+        "delta_kernel",
+        "destination_kernel",
+        "forward_kernel",
+        "merge_forward_kernel",
+        "merge_sum_kernel",
+        "normalize_kernel",
+        "score_delta_kernel",
+        "source_kernel",
+    }
+
+
+class _Driver:
+    """As much of a Triton driver as compiling needs."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_all(architecture: int) -> None:
+    """Compile what some typical calls launch; print a line for each kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", architecture, 32)))
+    run = JITFunction.run
+    seen = set()
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            spilled, report = _resources(kernel.asm["cubin"])
+            print(self.fn.__name__, report)
+            if spilled > SPILLED_BYTES:
+                raise RuntimeError(f"{self.fn.__name__} spills {spilled} bytes: {report}")
+        return kernel
+
+    JITFunction.run = compile_only
+    launch_sparse_attention(
+        torch.bfloat16, heads=4, width=28, types=3, edge_width=0, hub=2000, clamp=5.0, scores=True
+    )
+    if architecture == ARCHITECTURES[0]:
+        launch_sparse_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
+    else:
+        launch_sparse_attention(
+            torch.float16, heads=8, width=64, types=0, edge_width=16, dropout=0.1, eps=1e-6
+        )
+
+
+def _resources(cubin: bytes) -> tuple[int, str]:
+    """Bytes that a thread spills, and the tool's line."""
+    from triton import knobs
+
+    path = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    path.write_bytes(cubin)
+    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output)
+    assert found is not None, output
+    return int(found[1]) + int(found[2]), found[0]
+
+
+def launch_sparse_attention(
+    dtype: torch.dtype,
+    heads: int,
+    width: int,
+    types: int,
+    edge_width: int,
+    hub: int = 0,
+    clamp: float = math.inf,
+    dropout: float = 0.0,
+    eps: float = 0.0,
+    scores: bool = False,
+) -> None:
+    """Forward and backward of one call; a hub also gives node 0 that many edges each way."""
+    from gtkern.ops.sparse_attention import triton as backend
+
+    nodes, edges = 64, 256 + 2 * hub
+    ends = torch.randint(nodes, (2, edges))
+    ends[1, :hub] = 0
+    ends[0, hub : 2 * hub] = 0
+    kinds = torch.randint(types, (edges,)) if types else None
+    graph = Graph.from_edge_index(ends, nodes, edge_type=kinds)
+
+    def empty(*shape: int, of: torch.dtype = dtype, needed: Any = True) -> Tensor | None:
+        return torch.empty(shape, dtype=of) if needed else None
+
+    q, k, v = (torch.empty(nodes, heads, width, dtype=dtype) for _ in range(3))
+    terms = Terms(
+        key_table=empty(types, heads, width, of=torch.float32, needed=types),
+        bias_table=empty(types, heads, of=torch.float32, needed=types),
+        key_edge=empty(edges, heads, width, of=torch.float32, needed=edge_width),
+        bias_edge=empty(edges, heads, of=torch.float32, needed=edge_width),
+        edge_query=empty(nodes, heads, edge_width, needed=edge_width),
+        edge_attr=empty(edges, edge_width, needed=edge_width),
+    )
+    options = Options(width**-0.5, clamp, 1.0, dropout, eps, 2**40)
+    result = backend.forward(q, k, v, graph.csr, terms, options, scores)
+    backend.backward(
+        result.out,
+        result.edge_out if edge_width else None,
+        result.scores if scores else None,
+        q,
+        k,
+        v,
+        result.out,
+        result.edge_out,
+        result.lse,
+        graph.csr,
+        graph.csc,
+        terms,
+        options,
+        Needs(True, True, True, *(term is not None for term in terms)),
+    )
+
+
+if __name__ == "__main__":
+    compile_all(int(sys.argv[1]))
