@@ -140,8 +140,10 @@ class Graph:
                 f"at position {at + 1}"
             )
         num_dst = row_ptr.numel() - 1
-        sizes = (num_dst if num_src_nodes is None else int(num_src_nodes), num_dst)
-        _check_node_count("num_src_nodes", sizes[0])
+        if num_src_nodes is None:
+            num_src_nodes = num_dst
+        _check_node_count("num_src_nodes", num_src_nodes)
+        sizes = (int(num_src_nodes), num_dst)
         _check_range("col", col, sizes[0])
         types, num_edge_types = _check_edge_type(edge_type, col.numel(), col.device)
         empty = row_ptr.new_empty(0)
@@ -171,11 +173,21 @@ class Graph:
         if isinstance(edges, (tuple, list)) and len(edges) == 2:
             row_ptr, col = edges
             if isinstance(num_nodes, tuple):
+                if isinstance(row_ptr, Tensor) and row_ptr.numel() != num_nodes[-1] + 1:
+                    raise ValueError(
+                        f"num_nodes must be (N_src, {row_ptr.numel() - 1}) for a row_ptr of "
+                        f"{row_ptr.numel()} entries, got {num_nodes}"
+                    )
                 num_nodes = num_nodes[0]
             return cls.from_csr(row_ptr, col, num_nodes, edge_type=edge_type)
         if isinstance(edges, Tensor):
+            if edges.layout in (torch.sparse_coo, torch.sparse_csr) and edges.dim() != 2:
+                raise ValueError(f"edges must be a sparse matrix, got shape {list(edges.shape)}")
             if edges.layout == torch.sparse_coo:
-                edges = edges.coalesce().to_sparse_csr()
+                # not coalesced: that would merge duplicate edges and lose the caller's order
+                return cls.from_edge_index(
+                    edges._indices().flip(0), (edges.size(1), edges.size(0)), edge_type=edge_type
+                )
             if edges.layout == torch.sparse_csr:
                 return cls.from_csr(
                     edges.crow_indices(), edges.col_indices(), edges.size(1), edge_type=edge_type
@@ -312,7 +324,11 @@ def _group_edges(
     """
     if key.device.type == "cpu" and _native.missing_reason("cpu") is None:
         ptr, index, order, types = torch.ops.gtkern_C.group_edges(
-            key.to(torch.int32).contiguous(), value.to(torch.int32).contiguous(), edge_type, rows, values
+            key.to(torch.int32).contiguous(),
+            value.to(torch.int32).contiguous(),
+            edge_type,
+            rows,
+            values,
         )
     else:
         ptr, index, order, types = _group_edges_torch(key, value, edge_type, rows, values > 0)
@@ -379,6 +395,8 @@ def _check_index_dtype(name: str, tensor: Tensor) -> None:
 
 
 def _check_node_count(name: str, count: int) -> None:
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {type(count).__name__}")
     if not 0 <= count <= _MAX_NODES:
         raise ValueError(f"{name} must be 0 .. {_MAX_NODES}, got {count}")
 
@@ -394,12 +412,12 @@ def _node_counts(
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
             raise ValueError(f"num_nodes must be N or (N_src, N_dst), got {len(num_nodes)} numbers")
-        sizes = (int(num_nodes[0]), int(num_nodes[1]))
+        sizes = (num_nodes[0], num_nodes[1])
     else:
-        sizes = (int(num_nodes), int(num_nodes))
+        sizes = (num_nodes, num_nodes)
     for count in sizes:
         _check_node_count("num_nodes", count)
-    return sizes
+    return int(sizes[0]), int(sizes[1])
 
 
 def _check_range(name: str, index: Tensor, size: int) -> None:

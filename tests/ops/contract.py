@@ -8,7 +8,6 @@ then proves every claim below; `test_<room>.py` adds what only that room promise
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
