@@ -23,7 +23,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kWindow = 4096;
+constexpr std::int64_t kWindow = 2048;
 constexpr std::uint32_t kFillStream = 1u << 31;
 
 struct Edges {
@@ -100,15 +100,10 @@ class Window {
     if (!edges_.edge_id) {
       std::copy_n(layer_.weight + begin_, there, weight_);
     } else {
-      constexpr std::int64_t kAhead = 32;
       const std::int64_t* id = edges_.edge_id + begin_;
-      const std::int64_t prefetched = std::max<std::int64_t>(there - kAhead, 0);
-      std::int64_t i = 0;
-      for (; i < prefetched; ++i) {
-        __builtin_prefetch(layer_.weight + id[i + kAhead]);
-        weight_[i] = layer_.weight[id[i]];
-      }
-      for (; i < there; ++i) weight_[i] = layer_.weight[id[i]];
+      const float* weight = layer_.weight;
+#pragma GCC unroll 8
+      for (std::int64_t i = 0; i < there; ++i) weight_[i] = weight[id[i]];
     }
     std::fill(weight_ + there, weight_ + (end_ - begin_), 0.0f);
   }
@@ -120,39 +115,58 @@ class Window {
   alignas(64) float weight_[kWindow] = {};
 };
 
+// The most keys among which the smallest are found by comparing all with all.
+constexpr std::int64_t kFew = 2 * kLanes;
+
 // Finds the k smallest of n keys, more than k of which are below infinity; ties go to the earlier
-// one. `place` gets their places in order (room for 16 more). `guess` is a limit to try first.
-void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, float guess,
+// one. `place` gets their places in order (room for 16 more). `guess(m)` is a limit with about m
+// keys below it.
+template <class Guess>
+void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, const Guess& guess,
                 std::int32_t* place) {
+  if (n <= kFew && few_smallest(key, n, k, place)) return;
+  // a number of keys that is easy to hit: from k to what few_smallest takes
+  const float aim = k < kFew - 8 ? static_cast<float>(k + std::min(k, kFew - k) / 2)
+                                 : static_cast<float>(k);
   // at all times fewer than k keys are below `low`, and more than k below `high`
   std::int32_t low = 0, high = kInfinity;
   std::int64_t count_low = 0, count_high = n;
-  for (int step = 0;; ++step) {
+  for (int step = 0; high - low > 1; ++step) {
     const float x = bits_as<float>(low), y = bits_as<float>(high);
-    const float wanted = static_cast<float>(k) + 0.5f;
-    float next = guess;
-    if (step > 0 && high == kInfinity) {
-      next = x * std::min(wanted / (static_cast<float>(count_low) + 0.5f) * 1.1f, 16.0f);
-    } else if (step > 0) {
-      next = x + (y - x) * (wanted - static_cast<float>(count_low)) /
+    float next;
+    if (step == 0) {
+      next = guess(aim + 0.5f);
+    } else if (high == kInfinity) {
+      next = x * std::min((aim + 0.5f) / (static_cast<float>(count_low) + 0.5f) * 1.2f, 16.0f);
+    } else {
+      next = x + (y - x) * (aim + 0.5f - static_cast<float>(count_low)) /
                      static_cast<float>(count_high - count_low);
     }
-    std::int32_t limit = std::clamp(bits_as<std::int32_t>(next), low + 1, high - 1);
-    // a distribution that fools the guesses: halve
-    if (step % 4 == 3) limit = low + (high - low) / 2;
+    // halving where a distribution fools the guesses
+    const std::int32_t limit = step % 4 == 3 ? low + (high - low) / 2
+                                             : std::clamp(bits_as<std::int32_t>(next), low + 1,
+                                                          high - 1);
     const std::int64_t count = count_below(key, n, limit);
+    if (count < k) {
+      low = limit;
+      count_low = count;
+      continue;
+    }
     if (count == k) {
       places_below(key, n, limit, place);
       return;
     }
-    if (count < k) {
-      low = limit;
-      count_low = count;
-    } else {
-      high = limit;
-      count_high = count;
+    high = limit;
+    count_high = count;
+    if (count <= kFew) {
+      std::int32_t near[kFew + kLanes], near_key[kFew + kLanes], chosen[kFew + kLanes];
+      places_below(key, n, limit, near);
+      for (std::int64_t i = 0; i < count; ++i) near_key[i] = key[near[i]];
+      if (few_smallest(near_key, count, k, chosen)) {
+        for (std::int64_t i = 0; i < k; ++i) place[i] = near[chosen[i]];
+        return;
+      }
     }
-    if (high - low == 1) break;
   }
   // more keys equal `low` than there are places left
   std::int64_t ties = k - count_low;
@@ -163,13 +177,13 @@ void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, float g
   }
 }
 
-// A limit below which about k of n keys lie, for weights that are not too uneven.
-float first_guess(const float* weight, std::int64_t n, std::int64_t k) {
+// A limit below which about m of n keys lie, for weights that are not too uneven.
+float first_guess(float sum, std::int64_t n, float m) {
   constexpr float kUnit = 65536.0f * 1.442695f;  // the mean of an exponential variate
-  const float portion = static_cast<float>(k) / static_cast<float>(n);
+  const float portion = std::min(m / static_cast<float>(n), 1.0f);
   // -log(1 - portion), nearly
   const float depth = portion * (6.0f - portion) / (6.0f - 4.0f * portion);
-  return depth * static_cast<float>(n) / sum_of(weight, n) * kUnit;
+  return depth * static_cast<float>(n) / sum * kUnit;
 }
 
 class Sampler {
@@ -242,10 +256,16 @@ class Sampler {
       taken_ = places_below(key, n, kInfinity, place_.data());
     } else {
       taken_ = layer_.k;
-      const float guess = layer_.top ? 1.0f : first_guess(weight, n, taken_);
-      k_smallest(key, n, taken_, guess, place_.data());
+      smallest(key, n, weight);
     }
     for (std::int64_t i = 0; i < taken_; ++i) drawn_[i] = position(place_[i]);
+  }
+
+  void smallest(const std::int32_t* key, std::int64_t n, const float* weight) {
+    const auto guess = [&](float m) {
+      return layer_.top ? 1.0f : first_guess(sum_of(weight, n), n, m);
+    };
+    k_smallest(key, n, layer_.k, guess, place_.data());
   }
 
   // A row longer than the window: keeps what may still be among the k smallest, and thins it out
@@ -277,8 +297,7 @@ class Sampler {
   std::int32_t thin_out() {
     const std::int64_t n = static_cast<std::int64_t>(kept_.size());
     if (static_cast<std::int64_t>(place_.size()) < n + kLanes) place_.resize(n + kLanes);
-    const float guess = layer_.top ? 1.0f : first_guess(kept_weight_.data(), n, layer_.k);
-    k_smallest(kept_key_.data(), n, layer_.k, guess, place_.data());
+    smallest(kept_key_.data(), n, kept_weight_.data());
     std::int32_t largest = 0;
     for (std::int64_t i = 0; i < layer_.k; ++i) {
       kept_key_[i] = kept_key_[place_[i]];

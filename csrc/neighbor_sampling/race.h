@@ -242,4 +242,23 @@ inline std::int64_t places_below(const std::int32_t* key, std::int64_t n, std::i
   return count;
 }
 
+// Writes the places of the k smallest of n <= 32 keys, in order; `place` has room for 16 more.
+// False, and no order, where ties leave more than k.
+inline bool few_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k,
+                         std::int32_t* place) {
+  std::int32_t all[2 * kLanes], rank[2 * kLanes];
+  for (std::int64_t i = 0; i < n; ++i) all[i] = key[i];
+  for (std::int64_t i = n; i < 2 * kLanes; ++i) all[i] = kInfinity;
+  const I16 a = load_lanes<I16>(all), b = load_lanes<I16>(all + kLanes);
+  // how many keys are smaller
+  I16 rank_a = {}, rank_b = {};
+  for (std::int64_t i = 0; i < n; ++i) {
+    rank_a -= a > key[i];
+    rank_b -= b > key[i];
+  }
+  store_lanes(rank, rank_a);
+  store_lanes(rank + kLanes, rank_b);
+  return places_below(rank, n, static_cast<std::int32_t>(k), place) == k;
+}
+
 }  // namespace gtkern::neighbor_sampling
