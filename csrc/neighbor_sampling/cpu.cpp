@@ -126,8 +126,8 @@ void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, const G
                 std::int32_t* place) {
   if (n <= kFew && few_smallest(key, n, k, place)) return;
   // a number of keys that is easy to hit: from k to what few_smallest takes
-  const float aim = k < kFew - 8 ? static_cast<float>(k + std::min(k, kFew - k) / 2)
-                                 : static_cast<float>(k);
+  const float aim =
+      k < kFew - 8 ? static_cast<float>(k + std::min(k, kFew - k) / 2) : static_cast<float>(k);
   // at all times fewer than k keys are below `low`, and more than k below `high`
   std::int32_t low = 0, high = kInfinity;
   std::int64_t count_low = 0, count_high = n;
@@ -143,9 +143,9 @@ void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, const G
                      static_cast<float>(count_high - count_low);
     }
     // halving where a distribution fools the guesses
-    const std::int32_t limit = step % 4 == 3 ? low + (high - low) / 2
-                                             : std::clamp(bits_as<std::int32_t>(next), low + 1,
-                                                          high - 1);
+    const std::int32_t limit = step % 4 == 3
+                                   ? low + (high - low) / 2
+                                   : std::clamp(bits_as<std::int32_t>(next), low + 1, high - 1);
     const std::int64_t count = count_below(key, n, limit);
     if (count < k) {
       low = limit;
@@ -328,15 +328,14 @@ class Sampler {
     PhiloxWords words{};
     for (std::int64_t draw = 0; draw < layer_.k - taken_; ++draw) {
       if (draw % 4 == 0) {
-        words = philox4x32_10({{static_cast<std::uint32_t>(row),
-                                static_cast<std::uint32_t>(draw / 4), layer_.number | kFillStream,
-                                layer_.epoch}},
-                              layer_.seed);
+        words =
+            philox4x32_10({{static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(draw / 4),
+                            layer_.number | kFillStream, layer_.epoch}},
+                          layer_.seed);
       }
       const std::uint64_t word = words.word[draw % 4] >> 1;
       // floor(word * total / 2**31), without the overflow of the product
-      const std::uint64_t target =
-          word * (total >> 31) + ((word * (total & 0x7fffffffu)) >> 31);
+      const std::uint64_t target = word * (total >> 31) + ((word * (total & 0x7fffffffu)) >> 31);
       const auto hit = std::upper_bound(prefix_.begin(), prefix_.end(), target);
       drawn_[taken_ + draw] = drawn_[hit - prefix_.begin()];
     }
@@ -378,8 +377,8 @@ std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& row_ptr, const Tensor& c
   for (std::size_t i = 0; i < k.size(); ++i) {
     const float* values = weight ? static_cast<const float*>(weight->const_data_ptr()) : nullptr;
     if (weight && weight->size(0) > 1) values += static_cast<std::int64_t>(i) * edges.count;
-    layers.push_back({values, k[i], static_cast<std::uint64_t>(seed),
-                      static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(epoch), top, pad,
+    layers.push_back({values, k[i], static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(i),
+                      static_cast<std::uint32_t>(epoch), top, pad,
                       index.mutable_data_ptr<std::int32_t>() + begin,
                       edge.mutable_data_ptr<std::int64_t>() + begin,
                       edges.type ? type.mutable_data_ptr<std::uint8_t>() + begin : nullptr});

@@ -69,16 +69,16 @@ GTKERN_INLINE U8 signed_product(U8 a, U8 b) {
 // Lanes out of the high (low) halves of products of the even and the odd lanes.
 GTKERN_INLINE U16 join_high(U8 even, U8 odd) {
 #ifdef __AVX512F__
-  return bits_as<U16>(_mm512_mask_mov_epi32(bits_as<__m512i>(even >> 32), 0xAAAA,
-                                            bits_as<__m512i>(odd)));
+  return bits_as<U16>(
+      _mm512_mask_mov_epi32(bits_as<__m512i>(even >> 32), 0xAAAA, bits_as<__m512i>(odd)));
 #else
   return bits_as<U16>((even >> 32) | (odd & 0xffffffff00000000u));
 #endif
 }
 GTKERN_INLINE U16 join_low(U8 even, U8 odd) {
 #ifdef __AVX512F__
-  return bits_as<U16>(_mm512_mask_mov_epi32(bits_as<__m512i>(even), 0xAAAA,
-                                            bits_as<__m512i>(odd << 32)));
+  return bits_as<U16>(
+      _mm512_mask_mov_epi32(bits_as<__m512i>(even), 0xAAAA, bits_as<__m512i>(odd << 32)));
 #else
   return bits_as<U16>((even & 0xffffffffu) | (odd << 32));
 #endif
@@ -115,9 +115,9 @@ GTKERN_INLINE F16 exponential(U16 word) {
     log_even = (signed_product(log_even, even) >> 32) + constant(kLog[i]);
     log_odd = (signed_product(log_odd, odd) >> 32) + constant(kLog[i]);
   }
-  const U16 fraction = join_high(product(even_lanes(rest), log_even << 2),
-                                 product(odd_lanes(rest), log_odd << 2)) +
-                       1u;
+  const U16 fraction =
+      join_high(product(even_lanes(rest), log_even << 2), product(odd_lanes(rest), log_odd << 2)) +
+      1u;
   const I16 small = zeros == 0;
   const U16 fixed = small ? fraction : (zeros << 27) + (fraction >> 5);
   const F16 scale = small ? F16{} + 0x1p-16f : F16{} + 0x1p-11f;
@@ -149,10 +149,14 @@ GTKERN_INLINE void position_words(std::uint64_t seed, std::uint64_t begin, std::
     key1 += 0xBB67AE85u;
   }
   // 4 x 4 transpositions inside every group of four lanes
-  const U16 a = __builtin_shuffle(c0, c1, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
-  const U16 b = __builtin_shuffle(c0, c1, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
-  const U16 c = __builtin_shuffle(c2, c3, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
-  const U16 d = __builtin_shuffle(c2, c3, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
+  const U16 a =
+      __builtin_shuffle(c0, c1, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
+  const U16 b =
+      __builtin_shuffle(c0, c1, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
+  const U16 c =
+      __builtin_shuffle(c2, c3, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
+  const U16 d =
+      __builtin_shuffle(c2, c3, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
   const U16 low = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
   const U16 high = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
   words[0] = __builtin_shuffle(a, c, low);
@@ -225,8 +229,8 @@ inline std::int64_t places_below(const std::int32_t* key, std::int64_t n, std::i
   for (; i < n; i += kLanes) {
     const __mmask16 there =
         n - i >= kLanes ? __mmask16{0xffff} : static_cast<__mmask16>((1u << (n - i)) - 1u);
-    const __mmask16 below = _mm512_mask_cmplt_epi32_mask(
-        there, _mm512_maskz_loadu_epi32(there, key + i), bound);
+    const __mmask16 below =
+        _mm512_mask_cmplt_epi32_mask(there, _mm512_maskz_loadu_epi32(there, key + i), bound);
     if (below) {
       _mm512_storeu_si512(place + count, _mm512_maskz_compress_epi32(below, lane));
       count += std::popcount(static_cast<unsigned>(below));
