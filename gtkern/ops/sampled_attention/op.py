@@ -97,9 +97,8 @@ def sampled_attention(
     _check_inputs(q, k, v, neighbors, edge_type)
     heads, width = q.size(1), q.size(2)
     places = [*neighbors.shape]
-    work = _attention.accumulation_dtype(q)
-    key_table, key_edge = _by_type_or_place("key_scale", key_scale, places, (heads, width), work)
-    bias_table, bias_edge = _by_type_or_place("bias", bias, places, (heads,), work)
+    key_table, key_edge = _by_type_or_place("key_scale", key_scale, places, (heads, width))
+    bias_table, bias_edge = _by_type_or_place("bias", bias, places, (heads,))
     _check_edge_pair(edge_query, edge_attr, q, places)
     _check.same_device(
         q=q,
@@ -191,7 +190,6 @@ def _by_type_or_place(
     value: Tensor | None,
     places: list[int],
     tail: tuple[int, ...],
-    work: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Tell a table by edge type from a tensor by place; one of the two results is None."""
     if value is None:
@@ -208,7 +206,6 @@ def _by_type_or_place(
         )
     if by_type and not lead[0]:
         raise ValueError(f"{name} must have a row for at least 1 edge type, got 0")
-    value = value.to(work).expand(*lead, *tail)
     return (value, None) if by_type else (None, value)
 
 
@@ -299,6 +296,7 @@ def _forward(
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     _check_values(neighbors, edge_type, k.size(0), terms)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
+    terms = _attention.widened(terms, q)
     return tuple(
         Native(backend).forward(q, k, v, neighbors, edge_type, terms, options, return_scores)
     )
@@ -317,14 +315,23 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
-    return tuple(
-        Native(backend).backward(
-            grad_out.contiguous(),
-            None if grad_edge_out is None else grad_edge_out.contiguous(),
-            None if grad_scores is None else grad_scores.contiguous(),
-            q, k, v, out, edge_out, lse, neighbors, edge_type, terms, options, Needs(*needs),
-        )
-    )  # fmt: skip
+    gradients = Native(backend).backward(
+        grad_out.contiguous(),
+        None if grad_edge_out is None else grad_edge_out.contiguous(),
+        None if grad_scores is None else grad_scores.contiguous(),
+        q,
+        k,
+        v,
+        out,
+        edge_out,
+        lse,
+        neighbors,
+        edge_type,
+        _attention.widened(terms, q),
+        options,
+        Needs(*needs),
+    )
+    return tuple(_attention.narrowed(gradients, terms, Needs(*needs)))
 
 
 @torch.library.register_fake("gtkern::sampled_attention_fwd")
@@ -412,3 +419,12 @@ def _autograd(
 torch.library.register_autograd(
     "gtkern::sampled_attention_fwd", _autograd, setup_context=_setup_context
 )
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "sampled_attention's compiled backends have no second derivatives; use backend='reference'"
+    )
+
+
+torch.library.register_autograd("gtkern::sampled_attention_bwd", _refuse)
