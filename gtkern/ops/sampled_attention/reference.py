@@ -32,17 +32,22 @@ def forward(
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     num_dst, heads, width = q.shape
     degree = neighbors.size(1)
-    real = (neighbors >= 0)[:, :, None]  # [N, K, 1]
+    real = neighbors >= 0
     col = neighbors.clamp(min=0).to(torch.int64)
     kind = edge_type.to(torch.int64) if edge_type.numel() else torch.zeros_like(col)
     if k.size(0) == 0:  # padding alone: there is no row to stand in for it
         k, v = k.new_zeros(1, heads, width), v.new_zeros(1, heads, v.size(2))
 
-    key = k.to(work)[col]  # [N, K, H, D]
+    def by_place(values: Tensor) -> Tensor:
+        """[N, K, ...], with 0 at empty places, whatever they hold."""
+        place = real.view(num_dst, degree, *(1,) * (values.dim() - 2))
+        return torch.where(place, values.to(work), 0.0)
+
+    key = by_place(k.to(work)[col])  # [N, K, H, D]
     if terms.key_table is not None:
         key = key * terms.key_table.to(work)[kind]
     if terms.key_edge is not None:
-        key = key * terms.key_edge.to(work)
+        key = key * by_place(terms.key_edge)
     if released:
         mixed = key.reshape(num_dst, heads, degree, width)
         product = (q.to(work)[:, :, None, :] * mixed).sum(-1).transpose(1, 2)  # [N, K, H]
@@ -50,17 +55,17 @@ def forward(
         product = (q.to(work)[:, None] * key).sum(-1)  # [N, K, H]
     attr = None
     if terms.edge_query is not None and terms.edge_attr is not None:
-        attr = terms.edge_attr.to(work)[:, :, None, :]  # [N, K, 1, De]
+        attr = by_place(terms.edge_attr)[:, :, None, :]  # [N, K, 1, De]
         product = product + (terms.edge_query.to(work)[:, None] * attr).sum(-1)
     score = options.scale * product
     if terms.bias_table is not None:
         score = score + terms.bias_table.to(work)[kind]
     if terms.bias_edge is not None:
-        score = score + terms.bias_edge.to(work)
+        score = score + by_place(terms.bias_edge)
     score = score / options.temperature
     if options.clamp != float("inf"):
         score = score.clamp(-options.clamp, options.clamp)
-    score = torch.where(real, score, float("-inf"))
+    score = torch.where(real[:, :, None], score, float("-inf"))
 
     # eps weighs in as one more score; as a candidate for the peak it keeps exp(-peak) finite
     lowest = math.log(options.eps) if options.eps > 0 else float("-inf")
@@ -76,7 +81,7 @@ def forward(
         mask = keep_mask(options.seed, place, heads, options.dropout)
         kept = alpha * mask.view(num_dst, degree, heads) / (1 - options.dropout)
 
-    out = (kept[..., None] * v.to(work)[col]).sum(1).to(q.dtype)
+    out = (kept[..., None] * by_place(v.to(work)[col])).sum(1).to(q.dtype)
     edge_out = q.new_empty(0)
     if attr is not None:
         edge_out = (kept[..., None] * attr).sum(1).to(q.dtype)
