@@ -1,8 +1,9 @@
 """What every room proves, for each of its backends and samples.
 
 A room describes itself as a `Room`: its op, samples (data), and how its structure (the graph, the
-neighbours) is relabelled and joined. A class that inherits `RoomContract` and holds it as `room`
-then proves every claim below; `test_<room>.py` adds what only that room promises.
+neighbours) is relabelled and joined. A class that inherits `RoomContract` (or, for an op without
+gradients, `OpContract`) and holds it as `room` then proves every claim below; `test_<room>.py` adds
+what only that room promises.
 """
 
 from __future__ import annotations
@@ -277,8 +278,8 @@ def _has_compiler() -> bool:
         return False
 
 
-class RoomContract:
-    """The claims. `room` is set by the class that inherits."""
+class OpContract:
+    """What any op promises, differentiable or not. `room` is set by the class that inherits."""
 
     room: Room
 
@@ -322,6 +323,52 @@ class RoomContract:
         expected = sample_oracle(self.room, sample, dtype)
         actual = run(self.room, sample.build().cast(dtype, device), backend)
         assert_all_within_budget(actual, expected, dtype)
+
+    @pytest.mark.sizes("tiny")
+    def test_forward_is_the_same_without_gradients(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        everything = run(self.room, call, backend)
+        bare = run(self.room, call, backend, needs=())
+        assert_bit_equal(bare, {key: everything[key] for key in bare})
+
+    @pytest.mark.sizes("tiny")
+    def test_strides_do_not_matter(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        strided = {name: _strided(value) for name, value in call.tensors.items()}
+        assert any(not value.is_contiguous() for value in strided.values())
+        assert_bit_equal(
+            run(self.room, call._replace(tensors=strided), backend), run(self.room, call, backend)
+        )
+
+    def test_two_runs_are_bit_equal(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        assert_bit_equal(run(self.room, call, backend), run(self.room, call, backend))
+
+    def test_one_and_two_threads_are_bit_equal(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        if backend != "cpu":
+            pytest.skip(f"torch's threads do not run backend {backend!r}")
+        call = sample.build().cast(torch.float32, device)
+        two = run(self.room, call, backend)
+        torch.set_num_threads(1)
+        assert_bit_equal(run(self.room, call, backend), two)
+
+    def test_bad_input_is_refused(self, bad: BadInput) -> None:
+        call = self.room.samples[0].build().cast(torch.float32)
+        arguments = {**call.tensors, **call.others, "backend": "auto"}
+        with pytest.raises(bad.error, match=bad.match):
+            self.room.op(**{**arguments, **bad.change(arguments)})
+
+
+class RoomContract(OpContract):
+    """What differentiable ops promise besides."""
 
     @pytest.mark.sizes("tiny")
     def test_results_have_the_dtype_of_the_arguments(
@@ -398,26 +445,6 @@ class RoomContract:
             assert_bit_equal(alone, {key: everything[key] for key in alone})
 
     @pytest.mark.sizes("tiny")
-    def test_forward_is_the_same_without_gradients(
-        self, backend: str, device: torch.device, sample: Sample
-    ) -> None:
-        call = sample.build().cast(torch.float32, device)
-        everything = run(self.room, call, backend)
-        bare = run(self.room, call, backend, needs=())
-        assert_bit_equal(bare, {key: everything[key] for key in bare})
-
-    @pytest.mark.sizes("tiny")
-    def test_strides_do_not_matter(
-        self, backend: str, device: torch.device, sample: Sample
-    ) -> None:
-        call = sample.build().cast(torch.float32, device)
-        strided = {name: _strided(value) for name, value in call.tensors.items()}
-        assert any(not value.is_contiguous() for value in strided.values())
-        assert_bit_equal(
-            run(self.room, call._replace(tensors=strided), backend), run(self.room, call, backend)
-        )
-
-    @pytest.mark.sizes("tiny")
     def test_expanded_gradients_are_understood(
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
@@ -430,22 +457,6 @@ class RoomContract:
         found = torch.autograd.grad(results, leaves, expanded)
         names = list(call.tensors)
         assert_bit_equal(dict(zip(names, found, strict=True)), dict(zip(names, dense, strict=True)))
-
-    def test_two_runs_are_bit_equal(
-        self, backend: str, device: torch.device, sample: Sample
-    ) -> None:
-        call = sample.build().cast(torch.float32, device)
-        assert_bit_equal(run(self.room, call, backend), run(self.room, call, backend))
-
-    def test_one_and_two_threads_are_bit_equal(
-        self, backend: str, device: torch.device, sample: Sample
-    ) -> None:
-        if backend != "cpu":
-            pytest.skip(f"torch's threads do not run backend {backend!r}")
-        call = sample.build().cast(torch.float32, device)
-        two = run(self.room, call, backend)
-        torch.set_num_threads(1)
-        assert_bit_equal(run(self.room, call, backend), two)
 
     @pytest.mark.sizes("tiny", "small")
     def test_renamed_nodes_get_the_same_results(
@@ -585,12 +596,6 @@ class RoomContract:
         for tensor in known:
             kept.pop(tensor.untyped_storage().data_ptr(), None)
         assert sum(kept.values()) <= self.room.saved_bytes(call)
-
-    def test_bad_input_is_refused(self, bad: BadInput) -> None:
-        call = self.room.samples[0].build().cast(torch.float32)
-        arguments = {**call.tensors, **call.others, "backend": "auto"}
-        with pytest.raises(bad.error, match=bad.match):
-            self.room.op(**{**arguments, **bad.change(arguments)})
 
 
 def _label(value: Any) -> str:
