@@ -22,6 +22,8 @@ namespace gtkern::attention {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+// in units of log2: 2 ** +-80, and sums of many of them, are normal numbers
+constexpr float kSafeScore = 80.f;
 // rows whose gathered pairs outgrow this are fetched ahead of their use
 constexpr std::int64_t kNearCacheBytes = std::int64_t{4} << 20;
 
@@ -111,8 +113,9 @@ void for_each_row(std::int64_t rows, const F& f) {
 template <class T>
 class PackedRows {
  public:
+  // `measured`: largest_norm() is asked for later.
   PackedRows(const Layout& layout, std::int64_t rows, int heads, const T* first, int first_width,
-             const T* second, int second_width)
+             const T* second, int second_width, bool measured)
       : scratch_(layout.in_place ? 0 : rows * layout.row_floats() * (second ? 2 : 1)) {
     const std::int64_t row_floats = layout.row_floats();
     rows_.group_stride = layout.group_floats();
@@ -137,17 +140,17 @@ class PackedRows {
         if (second) {
           pack_row(layout, second + row * heads * second_width, second_width, to + row_floats);
         }
-        for (int h = 0; h < heads; ++h, from += first_width) {
+        for (int h = 0; measured && h < heads; ++h, from += first_width) {
           mine = std::max(mine, squared_norm(from, first_width));
         }
       }
       largest.add(mine);
     });
-    largest_norm_ = std::sqrt(largest.get());
+    if (measured) largest_norm_ = std::sqrt(largest.get());
   }
 
   const Rows& rows() const { return rows_; }
-  // of one head of `first`; infinite where rows are used in place, unread
+  // of one head of `first`; infinite where it was not measured
   float largest_norm() const { return largest_norm_; }
 
  private:
@@ -205,8 +208,7 @@ Packed describe(const Inputs<T, float>& in, const Layout& layout, const float* k
 template <class T>
 bool scores_bounded(const Inputs<T, float>& in, const Packed& p, const PackedRows<T>& queries,
                     const PackedRows<T>& pairs) {
-  constexpr float kSafe = 80.f;
-  if (p.clamp < kSafe) return true;
+  if (p.clamp < kSafeScore) return true;
   if (in.bias_edge) return false;
   const auto largest = [](const float* x, std::int64_t n) {
     float found = 0;
@@ -218,7 +220,7 @@ bool scores_bounded(const Inputs<T, float>& in, const Packed& p, const PackedRow
   if (in.bias_table) {
     bound += p.bias_to_score * largest(in.bias_table, std::int64_t{in.types} * in.heads);
   }
-  return bound < kSafe;
+  return bound < kSafeScore;
 }
 
 bool needs_prefetch(const Layout& layout, std::int64_t rows) {
@@ -277,8 +279,10 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   const Layout layout = choose_layout<T>(in.heads, in.width, in.value_width);
   if (!layout.kernels || in.key_edge || in.attr_width > 0) return false;
   const int hg = layout.heads_per_group;
-  const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, nullptr, 0);
-  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
+  const bool measured = in.numbers.clamp * kLog2E >= kSafeScore;
+  const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, nullptr, 0, measured);
+  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width,
+                            measured);
   const std::vector<float> table = pack_table(layout, in.key_table, in.types, in.heads, in.width);
   const Scratch statistics(2 * in.num_dst * in.heads);
   Packed p = describe(in, layout, table.empty() ? nullptr : table.data());
@@ -299,6 +303,8 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
       for (int h = 0; h < in.heads; ++h) {
         float* lse = p.statistics + (row * layout.groups + h / hg) * 2 * hg + h % hg;
         to.lse[row * in.heads + h] = *lse * kLn2;
+        // a row without weight: exp(score - inf) = 0 for all of its edges
+        if (*lse == -std::numeric_limits<float>::infinity()) *lse = -*lse;
       }
     }
     if (to.scores) layout.kernels->scores(p, begin, end, to.scores);
@@ -311,9 +317,10 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   const Layout layout = choose_layout<T>(in.heads, in.width, in.value_width);
   if (!layout.kernels || in.key_edge || in.attr_width > 0) return false;
   const int hg = layout.heads_per_group;
-  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width);
+  const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width,
+                            false);
   const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, grad.grad_out,
-                              in.value_width);
+                              in.value_width, false);
   const std::vector<float> table = pack_table(layout, in.key_table, in.types, in.heads, in.width);
   const Scratch statistics(2 * in.num_dst * in.heads);
   for_each_row(in.num_dst, [&](std::int64_t row) {

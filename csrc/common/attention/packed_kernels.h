@@ -19,7 +19,7 @@ template <int HG, int NZ>
 struct PackedKernels {
   static constexpr int kRow = NZ * simd::kLanes;    // floats of a group's row
   static constexpr int kBlock = simd::kLanes / HG;  // edges whose scores fill one vector
-  static constexpr int kAhead = NZ >= 4 ? 16 : 32;  // edges from a prefetch to its use
+  static constexpr int kAhead = NZ >= 4 ? 8 : 32;   // edges from a prefetch to its use
   // edges scored before they are summed: enough to hide latencies, few enough that the rows read
   // twice are still in the nearest cache
   static constexpr int kChunk = std::max(kBlock, std::min(128, 4096 / kRow) / kBlock * kBlock);
