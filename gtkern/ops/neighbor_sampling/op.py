@@ -107,6 +107,8 @@ def sample_neighbors(
         fill == "pad",
         chosen,
     )
+    if graph.has_edge_types and not graph.num_edges:
+        kind = torch.zeros_like(index, dtype=torch.uint8)
     layers = []
     begin = 0
     for count in counts:

@@ -155,15 +155,14 @@ def _fill(
 
 
 def _at(csr: Adjacency, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands at positions of the CSR order, for -1 nothing: index -1, edge -1, type 0."""
     real = position >= 0
-    if not csr.index.numel():
-        index, edge = position.to(torch.int32), position
-        return index, edge, csr.edge_type.new_zeros(position.numel() if len(csr.edge_type) else 0)
-    safe = position.clamp(min=0)
-    index = torch.where(real, csr.index[safe], -1)
-    edge = csr.edge_id[safe] if csr.edge_id.numel() else safe
-    edge = torch.where(real, edge, -1)
-    kind = csr.edge_type
+    at = position[real]
+    index = position.new_full(position.shape, -1, dtype=torch.int32)
+    index[real] = csr.index[at]
+    edge = position.new_full(position.shape, -1)
+    edge[real] = csr.edge_id[at] if csr.edge_id.numel() else at
+    kind = csr.edge_type.new_zeros(position.shape if csr.edge_type.numel() else 0)
     if kind.numel():
-        kind = torch.where(real, kind[safe], 0)
+        kind[real] = csr.edge_type[at]
     return index, edge, kind
