@@ -1,6 +1,7 @@
-// sample_neighbors for CPU tensors. Blocks of rows of about equal work are shared out; a row's keys
-// are made in a window that stays in the first-level cache, and its k smallest are found by moving
-// a limit until exactly k keys are below it: counting is cheaper than sorting.
+// sample_neighbors for CPU tensors. Blocks of rows of about equal work are shared out. A limit that
+// a little more than k of a row's keys should be below is guessed from the sum of its weights; the
+// words of most edges show at once that their keys are above it, and only the others get a key. Of
+// those the k smallest are found by counting, which is cheaper than sorting.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -37,7 +38,8 @@ struct Edges {
 };
 
 struct Layer {
-  const float* weight;  // by edge id; null: all 1
+  const float* weight;  // null: all 1
+  bool sorted;          // by position, not by edge id
   std::int64_t k;
   std::uint64_t seed;
   std::uint32_t number, epoch;
@@ -47,87 +49,44 @@ struct Layer {
   std::uint8_t* type;  // null: no types
 };
 
-// The keys of a stretch of positions that moves forward with the rows.
+// The words of a stretch of positions that moves forward with the rows.
 class Window {
  public:
-  Window(const Edges& edges, const Layer& layer) : edges_(edges), layer_(layer) {}
+  explicit Window(const Layer& layer) : layer_(layer) {}
 
-  // The keys of begin .. end, at most kWindow - kChunk of them.
-  const std::int32_t* keys(std::int64_t begin, std::int64_t end) {
+  // The words of begin .. end, at most kWindow - kChunk of them; 15 more may be read.
+  const std::uint32_t* words(std::int64_t begin, std::int64_t end) {
     if (begin < begin_ || end > end_) refill(begin);
-    return key_ + (begin - begin_);
+    return word_ + (begin - begin_);
   }
-  // The weights of positions whose keys were just asked for.
-  const float* weights(std::int64_t begin) const { return weight_ + (begin - begin_); }
 
  private:
   void refill(std::int64_t begin) {
     begin_ = begin / kChunk * kChunk;
-    end_ = std::min(begin_ + kWindow, (edges_.count + kChunk - 1) / kChunk * kChunk);
-    load_weights();
-    if (layer_.top) {
-      for (std::int64_t at = 0; at < end_ - begin_; at += kLanes) {
-        store_lanes(key_ + at, top_key(load_lanes<F16>(weight_ + at)));
-      }
-    } else if (layer_.weight) {
-      make_keys([](U16 word, F16 weight) { return race_key(word, weight); });
-    } else {
-      make_keys([](U16 word, F16) { return bits_as<I16>(exponential(word)); });
-    }
-  }
-
-  template <class Key>
-  GTKERN_INLINE void make_keys(const Key& key) {
-    const std::int64_t size = end_ - begin_;
-    for (std::int64_t at = 0; at < size; at += kChunk) {
+    end_ = begin_ + kWindow;
+    for (std::int64_t at = 0; at < kWindow; at += kChunk) {
       U16 word[4];
       position_words(layer_.seed, static_cast<std::uint64_t>(begin_ + at), layer_.number,
                      layer_.epoch, word);
-#pragma GCC unroll 4
-      for (int part = 0; part < 4; ++part) {
-        const std::int64_t place = at + part * kLanes;
-        store_lanes(key_ + place, key(word[part], load_lanes<F16>(weight_ + place)));
-      }
+      for (int part = 0; part < 4; ++part) store_lanes(word_ + at + part * kLanes, word[part]);
     }
   }
 
-  void load_weights() {
-    const std::int64_t there = std::min(end_, edges_.count) - begin_;
-    if (!layer_.weight) {
-      if (weight_[0] != 1.0f) std::fill(weight_, weight_ + kWindow, 1.0f);
-      return;
-    }
-    if (!edges_.edge_id) {
-      std::copy_n(layer_.weight + begin_, there, weight_);
-    } else {
-      const std::int64_t* id = edges_.edge_id + begin_;
-      const float* weight = layer_.weight;
-#pragma GCC unroll 8
-      for (std::int64_t i = 0; i < there; ++i) weight_[i] = weight[id[i]];
-    }
-    std::fill(weight_ + there, weight_ + (end_ - begin_), 0.0f);
-  }
-
-  const Edges& edges_;
   const Layer& layer_;
   std::int64_t begin_ = 0, end_ = 0;
-  alignas(64) std::int32_t key_[kWindow];
-  alignas(64) float weight_[kWindow] = {};
+  alignas(64) std::uint32_t word_[kWindow + kLanes] = {};
 };
 
-// The most keys among which the smallest are found by comparing all with all.
-constexpr std::int64_t kFew = 2 * kLanes;
-
 // Finds the k smallest of n keys, more than k of which are below infinity; ties go to the earlier
-// one. `place` gets their places in order (room for 16 more). `guess(m)` is a limit with about m
+// one. `place` gets their places in order (room for 32 more). `guess(m)` is a limit with about m
 // keys below it.
 template <class Guess>
 void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, const Guess& guess,
                 std::int32_t* place) {
-  if (n <= kFew && few_smallest(key, n, k, place)) return;
+  if (n <= kFew && few_smallest(few_keys(key, n), n, k, place)) return;
   // a number of keys that is easy to hit: from k to what few_smallest takes
-  const float aim =
-      k < kFew - 8 ? static_cast<float>(k + std::min(k, kFew - k) / 2) : static_cast<float>(k);
+  const float aim = k < kFew - 8 ? static_cast<float>(k + std::min<std::int64_t>(k, kFew - k) / 2)
+                                 : static_cast<float>(k);
   // at all times fewer than k keys are below `low`, and more than k below `high`
   std::int32_t low = 0, high = kInfinity;
   std::int64_t count_low = 0, count_high = n;
@@ -159,10 +118,10 @@ void k_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k, const G
     high = limit;
     count_high = count;
     if (count <= kFew) {
-      std::int32_t near[kFew + kLanes], near_key[kFew + kLanes], chosen[kFew + kLanes];
+      std::int32_t near[kFew + kLanes], near_key[kFew], chosen[2 * kFew];
       places_below(key, n, limit, near);
       for (std::int64_t i = 0; i < count; ++i) near_key[i] = key[near[i]];
-      if (few_smallest(near_key, count, k, chosen)) {
+      if (few_smallest(few_keys(near_key, count), count, k, chosen)) {
         for (std::int64_t i = 0; i < k; ++i) place[i] = near[chosen[i]];
         return;
       }
@@ -188,9 +147,11 @@ float first_guess(float sum, std::int64_t n, float m) {
 
 class Sampler {
  public:
-  Sampler(const Edges& edges, const Layer& layer)
-      : edges_(edges), layer_(layer), window_(edges, layer) {
-    place_.resize(kWindow + kLanes);
+  Sampler(const Edges& edges, const Layer& layer) : edges_(edges), layer_(layer), window_(layer) {
+    const std::int64_t room = 2 * layer.k + 2 * kWindow + kFew;
+    kept_key_.resize(room);
+    kept_.resize(room);
+    place_.resize(room);
   }
 
   // Rows begin .. end. First the positions drawn, where the edges will stand; then, with all of
@@ -209,11 +170,8 @@ class Sampler {
       for (std::int64_t p = begin; p < end; ++p) {
         if (is_candidate(p)) drawn_[taken_++] = p;
       }
-    } else if (end - begin <= kWindow - kChunk) {
-      const std::int32_t* key = window_.keys(begin, end);
-      take(key, end - begin, window_.weights(begin), [&](std::int32_t i) { return begin + i; });
     } else {
-      long_row(begin, end);
+      race(begin, end);
     }
     std::int64_t filled = taken_;
     if (taken_ > 0 && taken_ < layer_.k && !layer_.pad) {
@@ -240,74 +198,184 @@ class Sampler {
     }
   }
 
+  float weight_of(std::int64_t position) const {
+    return layer_.weight[layer_.sorted ? position : edges_.id(position)];
+  }
+
   bool is_candidate(std::int64_t position) const {
     if (!layer_.weight) return true;
-    const float weight = layer_.weight[edges_.id(position)];
+    const float weight = weight_of(position);
     return weight >= kSmallestWeight && weight <= kLargestWeight;
   }
 
-  // Draws the k smallest of n keys; `position` tells where a key stands.
-  template <class Position>
-  void take(const std::int32_t* key, std::int64_t n, const float* weight,
-            const Position& position) {
-    const std::int64_t candidates = layer_.weight ? count_below(key, n, kInfinity) : n;
-    if (static_cast<std::int64_t>(place_.size()) < n + kLanes) place_.resize(n + kLanes);
-    if (candidates <= layer_.k) {
-      taken_ = places_below(key, n, kInfinity, place_.data());
-    } else {
-      taken_ = layer_.k;
-      smallest(key, n, weight);
-    }
-    for (std::int64_t i = 0; i < taken_; ++i) drawn_[i] = position(place_[i]);
+  // The weights of begin .. end, at most kWindow; null: all 1.
+  const float* weights(std::int64_t begin, std::int64_t end) {
+    if (!layer_.weight) return nullptr;
+    if (layer_.sorted || !edges_.edge_id) return layer_.weight + begin;
+    const std::int64_t* id = edges_.edge_id + begin;
+    const float* weight = layer_.weight;
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < end - begin; ++i) weight_[i] = weight[id[i]];
+    return weight_;
   }
 
-  void smallest(const std::int32_t* key, std::int64_t n, const float* weight) {
-    const auto guess = [&](float m) {
-      return layer_.top ? 1.0f : first_guess(sum_of(weight, n), n, m);
-    };
-    k_smallest(key, n, layer_.k, guess, place_.data());
-  }
-
-  // A row longer than the window: keeps what may still be among the k smallest, and thins it out
-  // when it has grown.
-  void long_row(std::int64_t begin, std::int64_t end) {
-    kept_key_.clear();
-    kept_weight_.clear();
-    kept_.clear();
-    const std::int64_t most = 2 * layer_.k + kWindow;
+  // Draws the edges of the k smallest keys of a row that has more than k edges.
+  void race(std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t kStretch = kWindow - kChunk;
+    const std::int64_t k = layer_.k;
+    std::int64_t stop = std::min(end, begin + kStretch);
+    const float* weight = weights(begin, stop);
+    const float sum = weight ? sum_of(weight, stop - begin) : static_cast<float>(stop - begin);
+    // a limit that a little more than k keys are below; later stretches of a long row only lower it
     std::int32_t limit = kInfinity;
-    for (std::int64_t p = begin; p < end;) {
-      const std::int64_t stop = std::min(end, p / kChunk * kChunk + kWindow);
-      const std::int32_t* key = window_.keys(p, stop);
-      const float* weight = window_.weights(p);
-      const std::int64_t found = places_below(key, stop - p, limit, place_.data());
-      for (std::int64_t i = 0; i < found; ++i) {
-        kept_key_.push_back(key[place_[i]]);
-        kept_weight_.push_back(weight[place_[i]]);
-        kept_.push_back(p + place_[i]);
-      }
-      p = stop;
-      if (static_cast<std::int64_t>(kept_.size()) > most) limit = thin_out();
+    if (!layer_.top && 3 * k < stop - begin && stop - begin > kFew) {
+      const float aim =
+          static_cast<float>(k + std::min(k, std::max<std::int64_t>(kFew - k, k / 4 + 4)) / 2 + 1);
+      limit = std::min(bits_as<std::int32_t>(first_guess(sum, stop - begin, aim)), kInfinity);
     }
-    take(kept_key_.data(), static_cast<std::int64_t>(kept_.size()), kept_weight_.data(),
-         [&](std::int32_t i) { return kept_[i]; });
+    if (stop == end && race_of_few(begin, end, limit, weight)) return;
+    count_ = 0;
+    keep_below(begin, stop, limit, weight);
+    if (count_ < k && limit != kInfinity) {
+      // heavier at the top than the sum tells
+      count_ = 0;
+      limit = bits_as<std::int32_t>(bits_as<float>(limit) * 4.0f);
+      keep_below(begin, stop, limit, weight);
+    }
+    if (count_ < k && limit != kInfinity) {
+      count_ = 0;
+      limit = kInfinity;
+      keep_below(begin, stop, limit, weight);
+    }
+    while (stop < end) {
+      if (count_ > 2 * k + kLanes) limit = thin_out(limit, sum);
+      const std::int64_t next = std::min(end, stop + kStretch);
+      keep_below(stop, next, limit, weights(stop, next));
+      stop = next;
+    }
+    if (count_ > k) thin_out(limit, sum);
+    taken_ = count_;
+    std::copy_n(kept_.data(), taken_, drawn_);
   }
 
-  // Keeps the k smallest; a later key must be below the largest of them.
-  std::int32_t thin_out() {
-    const std::int64_t n = static_cast<std::int64_t>(kept_.size());
-    if (static_cast<std::int64_t>(place_.size()) < n + kLanes) place_.resize(n + kLanes);
-    smallest(kept_key_.data(), n, kept_weight_.data());
+  // The race where at most 32 keys need to be known, as in most rows. False where it is not so, or
+  // fewer than k keys are below the limit.
+  bool race_of_few(std::int64_t begin, std::int64_t end, std::int32_t limit, const float* weight) {
+    const std::int64_t k = layer_.k;
+    std::int64_t n = end - begin;
+    if (k > kFew || (n > kFew && limit == kInfinity)) return false;
+    std::int32_t chosen[2 * kFew];
+    Few few;
+    if (n <= kFew) {
+      const auto ones = [](std::int64_t count) {
+        const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        return lane < static_cast<std::int32_t>(count) ? F16{} + 1.0f : F16{};
+      };
+      const F16 a = weight ? load_first<F16>(weight, n) : ones(n);
+      const F16 b = weight ? load_first<F16>(weight + kLanes, n - kLanes) : ones(n - kLanes);
+      if (layer_.top) {
+        few = {top_key(a), top_key(b)};
+      } else {
+        const std::uint32_t* word = window_.words(begin, end);
+        few = {race_key(load_lanes<U16>(word), a), race_key(load_lanes<U16>(word + kLanes), b)};
+      }
+    } else {
+      const std::uint32_t* word = window_.words(begin, end);
+      n = places_maybe_below(word, weight, n, bits_as<float>(limit), place_.data());
+      if (n > kFew) return false;
+      const auto keys = [&](std::int64_t from) {
+        const I16 at = load_first<I16>(place_.data() + from, n - from);
+        alignas(64) std::uint32_t words[kLanes];
+        alignas(64) float weights[kLanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) {
+          words[j] = word[at[j]];
+          weights[j] = weight ? weight[at[j]] : 1.0f;
+        }
+        const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        return lane < static_cast<std::int32_t>(n - from)
+                   ? race_key(load_lanes<U16>(words), load_lanes<F16>(weights))
+                   : I16{} + kInfinity;
+      };
+      few.a = keys(0);
+      few.b = n > kLanes ? keys(kLanes) : I16{} + kInfinity;
+    }
+    if (count_below(few, limit) < k) return false;
+    if (!few_smallest(few, n, k, chosen)) return false;
+    const bool direct = end - begin <= kFew;
+    for (std::int64_t i = 0; i < k; ++i) {
+      drawn_[i] = begin + (direct ? chosen[i] : place_[chosen[i]]);
+    }
+    taken_ = k;
+    return true;
+  }
+
+  // Keeps, behind what is kept, the positions of begin .. end whose keys are below the limit.
+  void keep_below(std::int64_t begin, std::int64_t end, std::int32_t limit, const float* weight) {
+    const std::int64_t n = end - begin;
+    std::int32_t* key = kept_key_.data() + count_;
+    std::int64_t* kept = kept_.data() + count_;
+    if (layer_.top) {
+      for (std::int64_t i = 0; i < n; i += kLanes) {
+        store_lanes(key + i, top_key(load_first<F16>(weight + i, n - i)));
+      }
+    }
+    const std::uint32_t* word = layer_.top ? nullptr : window_.words(begin, end);
+    if (!layer_.top && limit == kInfinity) {
+      for (std::int64_t i = 0; i < n; i += kLanes) {
+        const F16 lanes = weight ? load_first<F16>(weight + i, n - i) : F16{} + 1.0f;
+        store_lanes(key + i, race_key(load_lanes<U16>(word + i), lanes));
+      }
+    }
+    if (layer_.top || limit == kInfinity) {
+      const std::int64_t found = places_below(key, n, limit, place_.data());
+      for (std::int64_t i = 0; i < found; ++i) {
+        key[i] = key[place_[i]];
+        kept[i] = begin + place_[i];
+      }
+      count_ += found;
+      return;
+    }
+    const std::int64_t maybe =
+        places_maybe_below(word, weight, n, bits_as<float>(limit), place_.data());
+    std::int64_t found = 0;
+    for (std::int64_t i = 0; i < maybe; i += kLanes) {
+      const std::int64_t size = std::min<std::int64_t>(kLanes, maybe - i);
+      const std::int32_t* place = place_.data() + i;
+      U16 words = {};
+      F16 weights = F16{} + 1.0f;
+      for (std::int64_t j = 0; j < size; ++j) {
+        words[j] = word[place[j]];
+        if (weight) weights[j] = weight[place[j]];
+      }
+      std::int32_t keys[kLanes];
+      store_lanes(keys, race_key(words, weights));
+      for (std::int64_t j = 0; j < size; ++j) {
+        key[found] = keys[j];
+        kept[found] = begin + place[j];
+        found += keys[j] < limit;
+      }
+    }
+    count_ += found;
+  }
+
+  // Leaves the k smallest of what is kept, more than k. Returns a limit for keys that come later:
+  // they must be below the largest of these.
+  std::int32_t thin_out(std::int32_t limit, float sum) {
+    const std::int64_t k = layer_.k;
+    const auto guess = [&](float m) {
+      if (layer_.top) return 1.0f;
+      if (limit == kInfinity) return first_guess(sum, count_, m);
+      return bits_as<float>(limit) * m / static_cast<float>(count_);
+    };
+    k_smallest(kept_key_.data(), count_, k, guess, place_.data());
     std::int32_t largest = 0;
-    for (std::int64_t i = 0; i < layer_.k; ++i) {
+    for (std::int64_t i = 0; i < k; ++i) {
       kept_key_[i] = kept_key_[place_[i]];
-      kept_weight_[i] = kept_weight_[place_[i]];
       kept_[i] = kept_[place_[i]];
       largest = std::max(largest, kept_key_[i]);
     }
-    kept_key_.resize(layer_.k);
-    kept_weight_.resize(layer_.k);
-    kept_.resize(layer_.k);
+    count_ = k;
     return largest;
   }
 
@@ -341,23 +409,22 @@ class Sampler {
     }
   }
 
-  float weight_of(std::int64_t position) const { return layer_.weight[edges_.id(position)]; }
-
   const Edges& edges_;
   const Layer& layer_;
   Window window_;
-  std::int64_t taken_ = 0;
   std::int64_t* drawn_ = nullptr;  // the row's positions, in the order of its places
-  std::vector<std::int32_t> place_;
-  std::vector<std::int32_t> kept_key_;
-  std::vector<float> kept_weight_;
+  std::int64_t taken_ = 0;
+  // keys and positions that may be among the k smallest
+  std::int64_t count_ = 0;
+  std::vector<std::int32_t> kept_key_, place_;
   std::vector<std::int64_t> kept_;
   std::vector<std::uint64_t> prefix_;
+  alignas(64) float weight_[kWindow];
 };
 
 std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& row_ptr, const Tensor& col,
                                           const Tensor& edge_id, const Tensor& edge_type,
-                                          const OptionalTensor& weight,
+                                          const OptionalTensor& weight, bool sorted,
                                           const std::vector<std::int64_t>& k, std::int64_t seed,
                                           std::int64_t epoch, bool top, bool pad) {
   const Edges edges{row_ptr.numel() - 1,
@@ -377,8 +444,8 @@ std::tuple<Tensor, Tensor, Tensor> sample(const Tensor& row_ptr, const Tensor& c
   for (std::size_t i = 0; i < k.size(); ++i) {
     const float* values = weight ? static_cast<const float*>(weight->const_data_ptr()) : nullptr;
     if (weight && weight->size(0) > 1) values += static_cast<std::int64_t>(i) * edges.count;
-    layers.push_back({values, k[i], static_cast<std::uint64_t>(seed), static_cast<std::uint32_t>(i),
-                      static_cast<std::uint32_t>(epoch), top, pad,
+    layers.push_back({values, sorted, k[i], static_cast<std::uint64_t>(seed),
+                      static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(epoch), top, pad,
                       index.mutable_data_ptr<std::int32_t>() + begin,
                       edge.mutable_data_ptr<std::int64_t>() + begin,
                       edges.type ? type.mutable_data_ptr<std::uint8_t>() + begin : nullptr});

@@ -2,6 +2,7 @@
 // roundings, so that every machine gets the same bits. README.md of the op derives the numbers.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -178,17 +179,31 @@ GTKERN_INLINE I16 top_key(F16 weight) {
   return candidate ? kInfinity - bits_as<I16>(weight) : I16{} + kInfinity;
 }
 
+#ifdef __AVX512F__
+// All lanes for n >= 16, none for n <= 0.
+GTKERN_INLINE __mmask16 first_lanes(std::int64_t n) {
+  return static_cast<__mmask16>(
+      _bzhi_u32(0xffffu, static_cast<unsigned>(std::clamp<std::int64_t>(n, 0, kLanes))));
+}
+#endif
+
+// The first n of sixteen values, 0 behind them.
+template <class V, class P>
+GTKERN_INLINE V load_first(const P* p, std::int64_t n) {
+#ifdef __AVX512F__
+  return bits_as<V>(_mm512_maskz_loadu_epi32(first_lanes(n), p));
+#else
+  if (n >= kLanes) return load_lanes<V>(p);
+  V x = {};
+  if (n > 0) std::memcpy(&x, p, static_cast<std::size_t>(n) * sizeof *p);
+  return x;
+#endif
+}
+
 // Roughly the sum of n weights.
 inline float sum_of(const float* weight, std::int64_t n) {
   F16 sum = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += load_lanes<F16>(weight + i);
-#ifdef __AVX512F__
-  const __mmask16 rest = static_cast<__mmask16>((1u << (n - i)) - 1u);
-  sum += _mm512_maskz_loadu_ps(rest, weight + i);
-#else
-  for (; i < n; ++i) sum[0] += weight[i];
-#endif
+  for (std::int64_t i = 0; i < n; i += kLanes) sum += load_first<F16>(weight + i, n - i);
   const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 4
   for (int half = 8; half > 0; half /= 2) sum += __builtin_shuffle(sum, lane ^ half);
@@ -227,8 +242,7 @@ inline std::int64_t places_below(const std::int32_t* key, std::int64_t n, std::i
   const __m512i bound = _mm512_set1_epi32(limit);
   __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (; i < n; i += kLanes) {
-    const __mmask16 there =
-        n - i >= kLanes ? __mmask16{0xffff} : static_cast<__mmask16>((1u << (n - i)) - 1u);
+    const __mmask16 there = first_lanes(n - i);
     const __mmask16 below =
         _mm512_mask_cmplt_epi32_mask(there, _mm512_maskz_loadu_epi32(there, key + i), bound);
     if (below) {
@@ -246,23 +260,101 @@ inline std::int64_t places_below(const std::int32_t* key, std::int64_t n, std::i
   return count;
 }
 
-// Writes the places of the k smallest of n <= 32 keys, in order; `place` has room for 16 more.
-// False, and no order, where ties leave more than k.
-inline bool few_smallest(const std::int32_t* key, std::int64_t n, std::int64_t k,
-                         std::int32_t* place) {
-  std::int32_t all[2 * kLanes], rank[2 * kLanes];
-  for (std::int64_t i = 0; i < n; ++i) all[i] = key[i];
-  for (std::int64_t i = n; i < 2 * kLanes; ++i) all[i] = kInfinity;
-  const I16 a = load_lanes<I16>(all), b = load_lanes<I16>(all + kLanes);
-  // how many keys are smaller
-  I16 rank_a = {}, rank_b = {};
-  for (std::int64_t i = 0; i < n; ++i) {
-    rank_a -= a > key[i];
-    rank_b -= b > key[i];
+// Writes the places of all n edges whose race keys are below the limit, and of a few more, in
+// order; `place` has room for 16 more. Returns their number. No weights: all 1.
+//
+// -log2 U >= (1 - U) / ln 2, so a key below the limit needs 1 - U < limit * weight * ln 2: two
+// operations in place of a logarithm. The slack covers every rounding, here and in the key.
+inline std::int64_t places_maybe_below(const std::uint32_t* word, const float* weight,
+                                       std::int64_t n, float limit, std::int32_t* place) {
+  const float slope = limit * 65536.0f * 0.6931472f * 1.0001f, slack = 4.0f;
+  std::int64_t count = 0;
+#ifdef __AVX512F__
+  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 there = first_lanes(n - i);
+    const F16 rest = __builtin_convertvector(~load_lanes<U16>(word + i), F16);
+    F16 bound = F16{} + (slope + slack);
+    if (weight) bound = load_first<F16>(weight + i, n - i) * slope + slack;
+    const __mmask16 below = _mm512_mask_cmp_ps_mask(there, rest, bound, _CMP_LE_OQ);
+    _mm512_storeu_si512(place + count, _mm512_maskz_compress_epi32(below, lane));
+    count += std::popcount(static_cast<unsigned>(below));
+    lane = _mm512_add_epi32(lane, _mm512_set1_epi32(kLanes));
   }
-  store_lanes(rank, rank_a);
-  store_lanes(rank + kLanes, rank_b);
-  return places_below(rank, n, static_cast<std::int32_t>(k), place) == k;
+#else
+  for (std::int64_t i = 0; i < n; ++i) {
+    place[count] = static_cast<std::int32_t>(i);
+    count += static_cast<float>(~word[i]) <= (weight ? weight[i] : 1.0f) * slope + slack;
+  }
+#endif
+  return count;
+}
+
+// Thirty-two keys; infinity where there are fewer.
+struct Few {
+  I16 a, b;
+};
+
+constexpr int kFew = 2 * kLanes;
+
+// The first n of them.
+GTKERN_INLINE Few few_keys(const std::int32_t* key, std::int64_t n) {
+  const I16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const std::int32_t size = static_cast<std::int32_t>(n);
+  const I16 a = load_first<I16>(key, n), b = load_first<I16>(key + kLanes, n - kLanes);
+  return {lane < size ? a : I16{} + kInfinity, lane + kLanes < size ? b : I16{} + kInfinity};
+}
+
+// How many of the first n are below the limit.
+GTKERN_INLINE int count_below(const Few& few, std::int32_t limit) {
+#ifdef __AVX512F__
+  const __m512i bound = _mm512_set1_epi32(limit);
+  return std::popcount(
+             static_cast<unsigned>(_mm512_cmplt_epi32_mask(bits_as<__m512i>(few.a), bound))) +
+         std::popcount(
+             static_cast<unsigned>(_mm512_cmplt_epi32_mask(bits_as<__m512i>(few.b), bound)));
+#else
+  const I16 lanes = -((few.a < limit) + (few.b < limit));
+  int count = 0;
+  for (int lane = 0; lane < kLanes; ++lane) count += lanes[lane];
+  return count;
+#endif
+}
+
+// Writes the places of the k smallest of n keys, more than k of which are finite, in order; `place`
+// has room for 32 more. False where ties leave more than k.
+inline bool few_smallest(const Few& few, std::int64_t n, std::int64_t k, std::int32_t* place) {
+  alignas(64) std::int32_t key[kFew];
+  store_lanes(key, few.a);
+  store_lanes(key + kLanes, few.b);
+  // how many keys are smaller; those behind the first n are smaller than none
+  I16 rank_a = {}, rank_b = {};
+  for (std::int64_t i = 0; i < n; i += 8) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      rank_a -= few.a > key[i + j];
+      rank_b -= few.b > key[i + j];
+    }
+  }
+  const std::int32_t size = static_cast<std::int32_t>(k);
+#ifdef __AVX512F__
+  const __m512i bound = _mm512_set1_epi32(size);
+  const __mmask16 a = _mm512_cmplt_epi32_mask(bits_as<__m512i>(rank_a), bound);
+  const __mmask16 b = _mm512_cmplt_epi32_mask(bits_as<__m512i>(rank_b), bound);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const int first = std::popcount(static_cast<unsigned>(a));
+  _mm512_storeu_si512(place, _mm512_maskz_compress_epi32(a, lane));
+  _mm512_storeu_si512(place + first, _mm512_maskz_compress_epi32(
+                                         b, _mm512_add_epi32(lane, _mm512_set1_epi32(kLanes))));
+  return first + std::popcount(static_cast<unsigned>(b)) == k;
+#else
+  std::int64_t count = 0;
+  for (int i = 0; i < kFew; ++i) {
+    place[count] = i;
+    count += (i < kLanes ? rank_a[i] : rank_b[i - kLanes]) < size;
+  }
+  return count == k;
+#endif
 }
 
 }  // namespace gtkern::neighbor_sampling

@@ -178,6 +178,8 @@ BAD = (
              r"^method must be one of 'weighted', 'uniform', 'top', got 'max'"),
     BadInput("fill_unknown", change(fill="zero"), ValueError,
              r"^fill must be one of 'replacement', 'pad', got 'zero'"),
+    BadInput("weight_order_unknown", change(weight_order="row"), ValueError,
+             r"^weight_order must be one of 'edge', 'csr', got 'row'"),
     BadInput("backend_unknown", change(backend="numpy"), ValueError,
              r"^backend must be one of 'auto', 'reference', .*got 'numpy'"),
 )  # fmt: skip
@@ -447,7 +449,21 @@ def test_edges_are_numbered_as_the_caller_did(backend: str, device: torch.device
 
 
 @everywhere
-def test_unchecked_seed_is_drawn_from_torchs_generator(backend: str, device: torch.device) -> None:
+def test_weights_may_be_in_the_order_of_the_csr(backend: str, device: torch.device) -> None:
+    graph = law("power_law", 30, 900, 2)().to(device)
+    weight = torch.rand(2, 900, device=device)
+    for k in (2, 6, 50):
+        expected = ops.sample_neighbors(graph, weight, [k, k], seed=5, backend=backend)
+        ordered = weight[:, graph.csr.edge_id]
+        found = ops.sample_neighbors(
+            graph, ordered, [k, k], seed=5, weight_order="csr", backend=backend
+        )
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a.edge, b.edge)
+
+
+@everywhere
+def test_missing_seed_is_drawn_from_torchs_generator(backend: str, device: torch.device) -> None:
     torch.manual_seed(1)
     (first,) = drawn(backend, device, seed=None)
     torch.manual_seed(1)
@@ -460,7 +476,7 @@ def test_unchecked_seed_is_drawn_from_torchs_generator(backend: str, device: tor
 def test_op_passes_opcheck(backend: str, device: torch.device) -> None:
     graph = random_graph("uniform", 9, 40, seed=0, device=device)
     weight = torch.rand(2, 40, device=device)
-    arguments = (list(graph.csr), weight, [3, 4], torch.tensor(1), 0, "race", False, backend)
+    arguments = (list(graph.csr), weight, False, [3, 4], torch.tensor(1), 0, "race", False, backend)
     report = torch.library.opcheck(torch.ops.gtkern.sample_neighbors.default, arguments)
     assert set(report.values()) == {"SUCCESS"}
 

@@ -18,6 +18,7 @@ __all__ = ["Neighbors", "sample_neighbors"]
 BACKENDS = ("reference", "cpu")
 METHODS = ("weighted", "uniform", "top")
 FILLS = ("replacement", "pad")
+WEIGHT_ORDERS = ("edge", "csr")
 
 
 class Neighbors(NamedTuple):
@@ -43,6 +44,7 @@ def sample_neighbors(
     epoch: int = 0,
     method: str = "weighted",
     fill: str = "replacement",
+    weight_order: str = "edge",
     backend: str = "auto",
 ) -> tuple[Neighbors, ...]:
     """Draw k of the edges that come into every node, for one or several layers.
@@ -58,10 +60,10 @@ def sample_neighbors(
 
     Args:
         graph: the edges; N is its number of destinations.
-        weight: [E] for all layers or [L, E], float, in the order the graph was given its edges,
-            at most 2**100. Below 2**-100 it counts as 0, and an edge of weight 0 is never drawn.
-            Needed by "weighted" and "top"; None for "uniform". Rounded to float32. On a GPU the
-            values are not checked: an edge of negative, too large or NaN weight is never drawn.
+        weight: [E] for all layers or [L, E], float, at most 2**100, in the order of weight_order.
+            Below 2**-100 it counts as 0, and an edge of weight 0 is never drawn. Needed by
+            "weighted" and "top"; None for "uniform". Rounded to float32. On a GPU the values are
+            not checked: an edge of negative, too large or NaN weight is never drawn.
         k: places for each node, at least 1: one number, or one for each layer. The number of
             layers L is that of weight or k; 1 when neither names one.
         seed: 64-bit integer or 0-d int64 CPU tensor; None draws one from torch's generator.
@@ -70,6 +72,9 @@ def sample_neighbors(
         fill: what rows with fewer than k edges of positive weight are filled with: "replacement"
             draws in proportion to the weights, with replacement; "pad" puts -1. A row without
             such edges is -1 throughout.
+        weight_order: "edge": weight is in the order the graph was given its edges. "csr": in that
+            of graph.csr, weight[..., graph.csr.edge_id]; worth the trouble for weights that stay
+            the same over many calls, which then read them in order.
         backend: "auto", "reference" or "cpu"; a named one never falls back.
 
     Returns:
@@ -90,6 +95,10 @@ def sample_neighbors(
         raise ValueError(f"method must be one of {_names(METHODS)}, got {method!r}")
     if fill not in FILLS:
         raise ValueError(f"fill must be one of {_names(FILLS)}, got {fill!r}")
+    if weight_order not in WEIGHT_ORDERS:
+        raise ValueError(
+            f"weight_order must be one of {_names(WEIGHT_ORDERS)}, got {weight_order!r}"
+        )
     if isinstance(epoch, bool) or not isinstance(epoch, int):
         raise TypeError(f"epoch must be an integer, got {type(epoch).__name__}")
     if not 0 <= epoch < 2**32:
@@ -100,6 +109,7 @@ def sample_neighbors(
     index, edge, kind = torch.ops.gtkern.sample_neighbors(
         list(graph.csr),
         weight,
+        weight_order == "csr",
         counts,
         _check.seed("seed", seed),
         epoch,
@@ -187,8 +197,8 @@ def _checked_counts(k: int | Sequence[int], weight: Tensor | None) -> list[int]:
 
 torch.library.define(
     "gtkern::sample_neighbors",
-    "(Tensor[] csr, Tensor? weight, int[] k, Tensor seed, int epoch, str method, bool pad, "
-    "str backend) -> (Tensor, Tensor, Tensor)",
+    "(Tensor[] csr, Tensor? weight, bool in_csr_order, int[] k, Tensor seed, int epoch, "
+    "str method, bool pad, str backend) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -196,6 +206,7 @@ torch.library.define(
 def _sample(
     csr: Sequence[Tensor],
     weight: Tensor | None,
+    in_csr_order: bool,
     k: Sequence[int],
     seed: Tensor,
     epoch: int,
@@ -204,7 +215,7 @@ def _sample(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_values(weight)
-    arguments = (Adjacency(*csr), weight, list(k), int(seed), epoch, method, pad)
+    arguments = (Adjacency(*csr), weight, in_csr_order, list(k), int(seed), epoch, method, pad)
     if backend == "reference":
         return reference.forward(*arguments)
     return native.forward(backend, *arguments)
@@ -214,6 +225,7 @@ def _sample(
 def _sample_fake(
     csr: Sequence[Tensor],
     weight: Tensor | None,
+    in_csr_order: bool,
     k: Sequence[int],
     seed: Tensor,
     epoch: int,

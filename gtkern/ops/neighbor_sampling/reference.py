@@ -30,6 +30,7 @@ _MASK = 0xFFFFFFFF
 def forward(
     csr: Adjacency,
     weight: Tensor | None,
+    in_csr_order: bool,
     k: list[int],
     seed: int,
     epoch: int,
@@ -39,7 +40,8 @@ def forward(
     """Sample every layer.
 
     Args:
-        weight: float32 [1 or L, E] in the caller's order of the edges; None: all 1.
+        weight: float32 [1 or L, E]; None: all 1.
+        in_csr_order: of weight; False: it is in the caller's order of the edges.
         method: "race" (the exponential race) or "top".
         pad: fill rows with -1 in place of draws with replacement.
 
@@ -52,7 +54,7 @@ def forward(
         row_weight = None
         if weight is not None:
             row_weight = weight[layer if weight.size(0) > 1 else 0]
-            if csr.edge_id.numel():
+            if csr.edge_id.numel() and not in_csr_order:
                 row_weight = row_weight[csr.edge_id]
         position = _positions(csr, row_weight, count, seed, epoch, layer, method, pad)
         results.append(position.flatten())
