@@ -18,7 +18,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from gtkern.data.node import NodeData
-    from gtkern.methods.spexphormer import Settings
+    from gtkern.methods.spexphormer.settings import Settings
 
 __all__ = ["app", "main"]
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     error_console = Console(stderr=True)
     try:
-        app()
+        app(prog_name="gtkern")
     except UserError as error:
         error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(USER_MISTAKE) from None
@@ -114,7 +114,7 @@ def spexphormer(
     data, name = _load_data(settings, data_root)
     folder_path = out or _default_folder(settings.dataset)
 
-    from gtkern.methods.spexphormer import Spexphormer
+    from gtkern.methods.spexphormer.run import Spexphormer
     from gtkern.training.errors import InterruptedRunError
     from gtkern.training.fit import resolve_device
     from gtkern.training.run import RunFolder, comparison_table, table
@@ -182,7 +182,7 @@ def _settings(
     epochs: str | None,
 ) -> Settings:
     """The settings behind the options; later options win: file, data set, --set, --seed."""
-    from gtkern.methods.spexphormer import Settings
+    from gtkern.methods.spexphormer.settings import Settings
     from gtkern.training import settings as settings_of
     from gtkern.training.errors import UserError
 
@@ -216,7 +216,7 @@ def _published_config(method: str, dataset: str) -> pathlib.Path:
 
 
 def _check_same(settings: Settings, saved: pathlib.Path) -> None:
-    from gtkern.methods.spexphormer import Settings as settings_class
+    from gtkern.methods.spexphormer.settings import Settings as settings_class
     from gtkern.training import settings as settings_of
     from gtkern.training.errors import UserError
 

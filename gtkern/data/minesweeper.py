@@ -56,4 +56,4 @@ def minesweeper(
     column = 1 + around.clamp(max=5)
     column[unknown] = 0
     x = torch.nn.functional.one_hot(column, 7).to(torch.float32)
-    return NodeData(x, mines, edge_index, *random_split(num_nodes, (0.5, 0.25), seed))
+    return NodeData(x, mines, edge_index, *random_split(num_nodes, (0.5, 0.25), generator))

@@ -30,6 +30,11 @@ class NodeData:
     val_mask: Tensor
     test_mask: Tensor
 
+    @property
+    def num_classes(self) -> int:
+        """Width of a prediction: classes, or tasks."""
+        return self.y.size(1) if self.y.dim() == 2 else int(self.y.max()) + 1
+
 
 def check_node_data(data: Any) -> NodeData:
     """Check what a method is given to train on, and return it as NodeData.
@@ -77,19 +82,19 @@ def check_node_data(data: Any) -> NodeData:
 
 
 def random_split(
-    num_nodes: int, fractions: Sequence[float], seed: int
+    num_nodes: int, fractions: Sequence[float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split nodes at random.
 
     Args:
         num_nodes: N.
         fractions: of training and validation nodes; the rest is for the test.
-        seed: of the permutation.
+        generator: draws the permutation.
 
     Returns:
         Three masks, bool [N].
     """
-    order = torch.randperm(num_nodes, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(num_nodes, generator=generator)
     train = round(fractions[0] * num_nodes)
     val = round(fractions[1] * num_nodes)
     masks = []

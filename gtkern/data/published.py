@@ -102,7 +102,7 @@ def _shchur(file: str) -> Callable[[pathlib.Path], NodeData]:
             )
             source = np.repeat(np.arange(y.numel()), np.diff(raw["adj_indptr"]))
             edges = torch.from_numpy(np.stack((source, raw["adj_indices"])).astype(np.int64))
-        split = random_split(y.numel(), (0.6, 0.2), seed=0)
+        split = random_split(y.numel(), (0.6, 0.2), torch.Generator().manual_seed(0))
         return NodeData(x, y, _undirected(edges, y.numel()), *split)
 
     return read
@@ -155,7 +155,7 @@ def _amazon2m(place: pathlib.Path) -> NodeData:
     x = torch.from_numpy(_table(place / "raw" / "node-feat.csv.gz", np.float32))
     y = torch.from_numpy(_table(place / "raw" / "node-label.csv.gz", np.int64)[:, 0])
     edges = torch.from_numpy(_table(place / "raw" / "edge.csv.gz", np.int64).T.copy())
-    split = random_split(x.size(0), (0.5, 0.25), seed=0)
+    split = random_split(x.size(0), (0.5, 0.25), torch.Generator().manual_seed(0))
     return NodeData(x, y, _undirected(edges, x.size(0)), *split)
 
 

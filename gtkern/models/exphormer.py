@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gtkern import ops
 from gtkern.graph import Graph
 from gtkern.nn import (
+    EdgeTypeTerms,
     ExphormerAttention,
     NarrowAttention,
     SampledAttention,
@@ -70,6 +72,19 @@ def augment(
     )
 
 
+class _Hidden(nn.Module):
+    """Linear, BatchNorm, ReLU, then every row scaled to length 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From x [N, C]; gives [N, C]."""
+        return functional.normalize(functional.relu(self.norm(self.linear(x))), dim=1)
+
+
 class _Network(nn.Module):
     """Input layers, one attention layer and one block per depth, output layers.
 
@@ -78,8 +93,9 @@ class _Network(nn.Module):
         width: C.
         attention: the attention layers, in order.
         norm, dropout: of the blocks.
-        pre_layers: layers (linear, BatchNorm, ReLU) between the input layer and the blocks.
-        post_layers: linear layers after the blocks, with (BatchNorm, ReLU) between them.
+        pre_layers: layers (linear, BatchNorm, ReLU, rows scaled to length 1) between the input
+            layer and the blocks.
+        post_layers: layers after the blocks; all but the last, a linear one, as pre_layers.
         num_edge_types: T.
     """
 
@@ -106,7 +122,7 @@ class _Network(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.encoder = nn.Sequential(
-            nn.Linear(in_features, width), *(_hidden(width) for _ in range(pre_layers))
+            nn.Linear(in_features, width), *(_Hidden(width) for _ in range(pre_layers))
         )
         self.type_embedding = nn.Embedding(num_edge_types, width)
         self.attention = nn.ModuleList(attention)
@@ -114,12 +130,8 @@ class _Network(nn.Module):
             TransformerBlock(width, norm=norm, dropout=dropout) for _ in attention
         )
         self.head = nn.Sequential(
-            *(_hidden(width) for _ in range(post_layers - 1)), nn.Linear(width, out_features)
+            *(_Hidden(width) for _ in range(post_layers - 1)), nn.Linear(width, out_features)
         )
-
-
-def _hidden(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
 
 
 class Exphormer(_Network):
@@ -184,6 +196,9 @@ class ScoreEstimator(_Network):
         width: C, 4 or 8 in the paper.
         layers: L.
         norm, pre_layers, post_layers, num_edge_types: see TransformerBlock and augment.
+        graph_bias: what is added to the scores of graph edges (type 0) before training, so that
+            they outweigh the random ones exp(graph_bias) to 1 until the data say otherwise. 0: the
+            biases start at random.
         attend: sparse_attention, or a function of the same arguments.
 
     Reference: Shirzad et al. 2024 (Spexphormer), section 4.1.
@@ -199,6 +214,7 @@ class ScoreEstimator(_Network):
         norm: str = "graph",
         pre_layers: int = 1,
         post_layers: int = 1,
+        graph_bias: float = 0.0,
         num_edge_types: int = len(EDGE_TYPES),
         attend: Callable[..., Any] = ops.sparse_attention,
     ) -> None:
@@ -213,6 +229,15 @@ class ScoreEstimator(_Network):
             post_layers=post_layers,
             num_edge_types=num_edge_types,
         )
+        if graph_bias:
+            types = self.type_embedding.weight.detach()
+            wanted = torch.zeros(num_edge_types, 1)
+            wanted[0] = graph_bias
+            weight = torch.linalg.lstsq(types, wanted).solution.T
+            for module in self.modules():
+                if isinstance(module, EdgeTypeTerms):
+                    module.bias.weight.data.copy_(weight)
+                    module.bias.bias.data.zero_()
 
     def forward(self, x: Tensor, graph: Graph, temperature: float = 1.0) -> Tensor:
         """From features [N, F] and the augmented graph; gives logits [N, classes]."""

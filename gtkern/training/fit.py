@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,8 +47,11 @@ def resolve_device(devices: str) -> torch.device:
     return device
 
 
-class _Keeper(Callback):
-    """Writes the checkpoint at the end, now and then, and when the user asks to stop."""
+class _Keeper(Checkpoint):
+    """Writes the checkpoint at the end, now and then, and when the user asks to stop.
+
+    Lightning calls a Checkpoint after the task's own hook, which adds the epoch's row.
+    """
 
     def __init__(self, path: pathlib.Path | None, stopping: Callable[[], bool]) -> None:
         self.path = path
@@ -139,7 +142,6 @@ def fit(
             gradient_clip_val=task.optimization.clip_grad_norm or None,
             callbacks=[bar, _Keeper(checkpoint, stopping)],
             logger=False,
-            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

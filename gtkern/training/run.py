@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ __all__ = [
     "Summary",
     "comparison_table",
     "format_bytes",
+    "process_seconds",
     "read_summary",
     "table",
     "versions",
@@ -218,6 +220,16 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def process_seconds() -> float:
+    """Seconds since this process started; since Python's first clock reading where unknown."""
+    try:
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, ValueError):
+        return time.process_time()
 
 
 def format_bytes(count: int) -> str:

@@ -140,10 +140,10 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
 
 def _unknown(root: type, key: str) -> str:
     keys = _keys(root)
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, keys, n=1) if "." in key else []
     if not near:
         # a right name in the wrong place, or without its place
-        last = {known.rpartition(".")[2]: known for known in keys}
+        last = {known.rpartition(".")[2]: known for known in reversed(keys)}
         near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
     hint = f"; the nearest key is {near[0]!r}" if near else f"; the keys are {', '.join(keys)}"
     return f"there is no setting {key!r}{hint}"

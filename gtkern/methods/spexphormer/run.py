@@ -1,159 +1,44 @@
-"""Spexphormer: Shirzad et al. 2024, "Even Sparser Graph Transformers" (NeurIPS 2024).
-
-Phase 1 trains a narrow network on a graph with expander edges and keeps its attention scores; phase
-2 trains a wide network on a few edges of every node and layer, drawn anew by those scores each
-epoch.
-"""
+"""A run of Spexphormer, from data to summary."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gtkern import ops
+from gtkern import ops, peers
 from gtkern.data.node import NodeData, check_node_data
 from gtkern.graph import Graph
-from gtkern.models.exphormer import EDGE_TYPES, SampledExphormer, ScoreEstimator, augment
+from gtkern.methods.spexphormer.settings import Settings, temperature_at
+from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
+from gtkern.models.exphormer import EDGE_TYPES, augment
 from gtkern.training import memory, plots
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.fit import fit
-from gtkern.training.metrics import METRICS
-from gtkern.training.node import Best, NodeTask, Optimization
-from gtkern.training.run import Comparison, Phase, RunFolder, Summary, versions
-from gtkern.training.settings import setting
+from gtkern.training.node import Best, NodeTask
+from gtkern.training.run import (
+    Comparison,
+    Phase,
+    RunFolder,
+    Summary,
+    process_seconds,
+    versions,
+)
 
-__all__ = [
-    "Phase1",
-    "Phase2",
-    "SampledTask",
-    "ScoreTask",
-    "Settings",
-    "Spexphormer",
-    "build_graph",
-    "check_backend",
-    "temperature_at",
-]
+__all__ = ["Spexphormer", "build_graph", "check_backend"]
 
 NAME = "spexphormer"
 COMPARED_EPOCHS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expander:
-    """The random edges that join the graph's own.
-
-    Attributes:
-        algorithm: see gtkern.transforms.expander_edges.
-        degree: d; every node gets 2 d edges in. 0: none.
-    """
-
-    algorithm: str = setting("hamiltonian", choices=("hamiltonian", "random_d", "random_d_2"))
-    degree: int = setting(15, low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase1(Optimization):
-    """The narrow network, its training and its temperature.
-
-    Attributes:
-        layers, width, norm, pre_layers, post_layers: see ScoreEstimator.
-        temperature_ratio: r, temperature_wait: w, temperature_min: in epoch t >= w the scores are
-            divided by max(temperature_min, r ** (t - w)), before by 1.
-    """
-
-    layers: int = setting(4, low=1)
-    width: int = setting(4, low=1, high=256)
-    norm: str = setting("graph", choices=("graph", "batch"))
-    pre_layers: int = setting(1, low=0)
-    post_layers: int = setting(1, low=1)
-    temperature_ratio: float = setting(0.99, above=0, high=1)
-    temperature_wait: int = setting(5, low=0)
-    temperature_min: float = setting(0.05, above=0, high=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase2(Optimization):
-    """The wide network, its training and the sampling of its edges.
-
-    Attributes:
-        layers, width, heads, norm, dropout, pre_layers, post_layers: see SampledExphormer.
-        neighbors: k, edges sampled for each node in each layer, the input's layer first.
-        sampling: "weighted" by the scores, "uniform", or "top" scores.
-        resample_every: epochs a sample is used for.
-        batch_size: training nodes in a step.
-    """
-
-    layers: int = setting(4, low=1)
-    width: int = setting(32, low=1)
-    heads: int = setting(4, low=1)
-    norm: str = setting("batch", choices=("graph", "batch"))
-    dropout: float = setting(0.2, low=0, below=1)
-    pre_layers: int = setting(1, low=0)
-    post_layers: int = setting(1, low=1)
-    neighbors: tuple[int, ...] = setting(low=1)
-    sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
-    resample_every: int = setting(1, low=1)
-    batch_size: int = setting(100_000, low=1)
-
-    def __post_init__(self) -> None:
-        if len(self.neighbors) != self.layers:
-            raise ValueError(
-                f"neighbors must have one number for each of {self.layers} layers, "
-                f"got {list(self.neighbors)}"
-            )
-        if self.width % self.heads or self.width // self.heads > 256:
-            raise ValueError(
-                f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides a run, but for the data and the machine.
-
-    Attributes:
-        dataset: name of the data set.
-        metric: what evaluation measures: one of gtkern.training.metrics.METRICS.
-        seed: of the expander, the weights, the batches and the sampling.
-        data_seed: of generated data.
-        expander, phase1, phase2: see there.
-    """
-
-    dataset: str = setting()
-    metric: str = setting("accuracy", choices=METRICS)
-    seed: int = setting(0, low=0, high=2**31 - 1)
-    data_seed: int = setting(0, low=0, high=2**31 - 1)
-    expander: Expander
-    phase1: Phase1
-    phase2: Phase2
-
-    def __post_init__(self) -> None:
-        if self.phase1.layers < self.phase2.layers:
-            raise ValueError(
-                f"phase1.layers must be at least phase2.layers {self.phase2.layers}, whose layers "
-                f"sample by its scores, got {self.phase1.layers}"
-            )
-
-
-def temperature_at(settings: Phase1, epoch: int) -> float:
-    """What the scores of phase 1 are divided by in an epoch, counted from 0."""
-    if epoch < settings.temperature_wait:
-        return 1.0
-    annealed = settings.temperature_ratio ** (epoch - settings.temperature_wait)
-    return max(settings.temperature_min, annealed)
 
 
 def build_graph(settings: Settings, data: NodeData) -> Graph:
@@ -176,165 +61,15 @@ def check_backend(backend: str, device: torch.device) -> None:
     ops.sampled_attention(q, q, q, neighbors, backend=backend)
 
 
-class ScoreTask(NodeTask):
-    """Phase 1: the narrow network on all edges.
-
-    Args:
-        settings: of the run.
-        data: the graph with its labels.
-        graph: the augmented graph.
-        attend: stands in for sparse_attention.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        data: NodeData,
-        graph: Graph,
-        *,
-        attend: Callable[..., Any] = ops.sparse_attention,
-    ) -> None:
-        phase = settings.phase1
-        network = ScoreEstimator(
-            data.x.size(1),
-            _classes(data),
-            width=phase.width,
-            layers=phase.layers,
-            norm=phase.norm,
-            pre_layers=phase.pre_layers,
-            post_layers=phase.post_layers,
-            attend=attend,
-        )
-        nodes = data.x.size(0)
-        super().__init__(
-            network, data, phase, metric=settings.metric, batch_size=nodes, seed=settings.seed
-        )
-        self.settings = phase
-        self.graph = graph
-
-    def setup(self, stage: str) -> None:
-        """Move the graph to the network's device."""
-        self.graph = self.graph.to(self.trainer.strategy.root_device)
-
-    def logits(self, nodes: Tensor) -> Tensor:
-        """The network's output for `nodes`, at the epoch's temperature."""
-        temperature = temperature_at(self.settings, self.current_epoch)
-        out: Tensor = self.network(self.x, self.graph, temperature)
-        return out[nodes]
-
-    def report(self) -> dict[str, float]:
-        """The temperature."""
-        return {"temperature": temperature_at(self.settings, self.current_epoch)}
-
-    def best_scores(self) -> Iterator[np.ndarray]:
-        """The scores float32 [E] of each layer, by the best weights at their temperature."""
-        assert self.best is not None
-        network = self.network
-        assert isinstance(network, ScoreEstimator)
-        network.load_state_dict(self.best.weights)
-        network.eval()
-        graph = self.graph.to(self.x.device)
-        with torch.inference_mode():
-            scores = network.scores(self.x, graph, temperature_at(self.settings, self.best.epoch))
-        for score in scores:
-            yield score.cpu().numpy()
-
-
-class SampledTask(NodeTask):
-    """Phase 2: the wide network on sampled edges.
-
-    Args:
-        settings: of the run.
-        data: the graph with its labels.
-        graph: the augmented graph.
-        scores: float32 [L, E] on the CPU, in the order of the graph's edges.
-        attend: stands in for sampled_attention.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        data: NodeData,
-        graph: Graph,
-        scores: Tensor,
-        *,
-        attend: Callable[..., Any] = ops.sampled_attention,
-    ) -> None:
-        phase = settings.phase2
-        network = SampledExphormer(
-            data.x.size(1),
-            _classes(data),
-            width=phase.width,
-            heads=phase.heads,
-            layers=phase.layers,
-            norm=phase.norm,
-            dropout=phase.dropout,
-            pre_layers=phase.pre_layers,
-            post_layers=phase.post_layers,
-            attend=attend,
-        )
-        super().__init__(
-            network,
-            data,
-            phase,
-            metric=settings.metric,
-            batch_size=phase.batch_size,
-            seed=settings.seed,
-        )
-        self.settings = phase
-        self.seed = settings.seed
-        self.graph = graph.to("cpu")
-        self.scores = scores
-        self.sampled_in: int | None = None
-        self.neighbors: Sequence[Any] = ()
-
-    def on_train_epoch_start(self) -> None:
-        """Sample the edges of the epoch; training and evaluation share them."""
-        super().on_train_epoch_start()
-        self.sample(self.current_epoch)
-
-    def sample(self, epoch: int) -> None:
-        """Draw the edges that `epoch` uses, unless they are the current ones."""
-        epoch -= epoch % self.settings.resample_every
-        if epoch != self.sampled_in:
-            self.neighbors = ops.sample_neighbors(
-                self.graph,
-                self.scores,
-                list(self.settings.neighbors),
-                seed=self.seed,
-                epoch=epoch,
-                method=self.settings.sampling,
-            )
-            self.sampled_in = epoch
-
-    def logits(self, nodes: Tensor) -> Tensor:
-        """The network's output for `nodes`, over the nodes that their sampled edges reach."""
-        device = self.x.device
-        layers = [
-            ops.LayerBatch(*(tensor.to(device) for tensor in layer if tensor is not None))
-            for layer in ops.layer_batches(nodes.cpu(), self.neighbors)
-        ]
-        out: Tensor = self.network(self.x[layers[0].nodes], layers)
-        return out
-
-    def kept(self) -> np.ndarray:
-        """int64 [L, T]: different edges in the current sample, by layer and type."""
-        counts = []
-        for layer in self.neighbors:
-            chosen = torch.zeros(self.graph.num_edges, dtype=torch.bool)
-            chosen[layer.edge[layer.index >= 0]] = True
-            types = self.graph.csr.edge_type[chosen].long()
-            counts.append(torch.bincount(types, minlength=len(EDGE_TYPES)))
-        return torch.stack(counts).numpy()
-
-
 class Spexphormer:
     """A run of the method, from data to summary.
 
-    Deviations from the paper and its code: for more than one head the score is the formula's (the
-    released code mixes heads and neighbours); the temperature of the extracted scores is that of
-    the best epoch; scores come from the run's own seed; every batch of evaluation holds validation
-    and test nodes together.
+    Deviations from the paper and its code: phase 1 starts with a bias towards the graph's own edges
+    (phase1.graph_bias; 0 is the authors' random start, from which some seeds never attend to them
+    in some layers); for more than one head the score is the formula's (the released code mixes
+    heads and neighbours); the temperature of the extracted scores is that of the best epoch; every
+    run samples by the scores of its own seed (the released code: of seed 0); two classes have two
+    logits (there: one); a batch of evaluation holds validation and test nodes together.
 
     Args:
         settings: what to run.
@@ -363,8 +98,8 @@ class Spexphormer:
     ) -> None:
         self.settings = settings
         self.data = check_node_data(data)
-        if settings.metric == "roc_auc" and self.data.y.dim() == 1 and _classes(self.data) != 2:
-            raise ValueError(f"metric roc_auc needs two classes, got {_classes(self.data)}")
+        if settings.metric == "roc_auc" and self.data.y.dim() == 1 and self.data.num_classes != 2:
+            raise ValueError(f"metric roc_auc needs two classes, got {self.data.num_classes}")
         self.folder = folder
         self.device = torch.device(device)
         self.backend = backend
@@ -466,8 +201,6 @@ class Spexphormer:
 
     def _compare(self, graph: Graph, scores: Tensor) -> list[Comparison]:
         """Time the first epochs of both phases on our ops and on plain PyG and torch."""
-        from gtkern import peers
-
         settings = replace(
             self.settings,
             phase1=replace(self.settings.phase1, epochs=COMPARED_EPOCHS),
@@ -601,22 +334,3 @@ class Spexphormer:
         with self.folder.replacing("plots/kept_edges.png") as part:
             kept = np.array(phases[-1].details["distinct_edges_by_layer_and_type"])
             plots.kept_edges(part, kept, graph.num_edges, EDGE_TYPES)
-
-
-def load_weights(task: NodeTask, path: pathlib.Path) -> None:
-    """Load best weights that a run left into a task's network."""
-    task.network.load_state_dict(load_file(path))
-
-
-def process_seconds() -> float:
-    """Seconds since this process started; since Python's first clock reading where unknown."""
-    try:
-        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, ValueError):
-        return time.process_time()
-
-
-def _classes(data: NodeData) -> int:
-    return data.y.size(1) if data.y.dim() == 2 else int(data.y.max()) + 1

@@ -1,0 +1,117 @@
+"""The settings of Spexphormer; light to import, for mistakes in them should show at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gtkern.training.metrics import METRICS
+from gtkern.training.optimization import Optimization
+from gtkern.training.settings import setting
+
+__all__ = ["Expander", "Phase1", "Phase2", "Settings", "temperature_at"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expander:
+    """The random edges that join the graph's own.
+
+    Attributes:
+        algorithm: see gtkern.transforms.expander_edges.
+        degree: d; every node gets 2 d edges in. 0: none.
+    """
+
+    algorithm: str = setting("hamiltonian", choices=("hamiltonian", "random_d", "random_d_2"))
+    degree: int = setting(15, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase1(Optimization):
+    """The narrow network, its training and its temperature.
+
+    Attributes:
+        layers, width, norm, pre_layers, post_layers, graph_bias: see ScoreEstimator.
+        temperature_ratio: r, temperature_wait: w, temperature_min: in epoch t >= w the scores are
+            divided by max(temperature_min, r ** (t - w)), before by 1.
+    """
+
+    layers: int = setting(4, low=1)
+    width: int = setting(4, low=1, high=256)
+    norm: str = setting("graph", choices=("graph", "batch"))
+    pre_layers: int = setting(1, low=0)
+    post_layers: int = setting(1, low=1)
+    graph_bias: float = setting(0.0, low=0)
+    temperature_ratio: float = setting(0.99, above=0, high=1)
+    temperature_wait: int = setting(5, low=0)
+    temperature_min: float = setting(0.05, above=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase2(Optimization):
+    """The wide network, its training and the sampling of its edges.
+
+    Attributes:
+        layers, width, heads, norm, dropout, pre_layers, post_layers: see SampledExphormer.
+        neighbors: k, edges sampled for each node in each layer, the input's layer first.
+        sampling: "weighted" by the scores, "uniform", or "top" scores.
+        resample_every: epochs a sample is used for.
+        batch_size: training nodes in a step.
+    """
+
+    layers: int = setting(4, low=1)
+    width: int = setting(32, low=1)
+    heads: int = setting(4, low=1)
+    norm: str = setting("batch", choices=("graph", "batch"))
+    dropout: float = setting(0.2, low=0, below=1)
+    pre_layers: int = setting(1, low=0)
+    post_layers: int = setting(1, low=1)
+    neighbors: tuple[int, ...] = setting(low=1)
+    sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
+    resample_every: int = setting(1, low=1)
+    batch_size: int = setting(100_000, low=1)
+
+    def __post_init__(self) -> None:
+        if len(self.neighbors) != self.layers:
+            raise ValueError(
+                f"neighbors must have one number for each of {self.layers} layers, "
+                f"got {list(self.neighbors)}"
+            )
+        if self.width % self.heads or self.width // self.heads > 256:
+            raise ValueError(
+                f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run, but for the data and the machine.
+
+    Attributes:
+        dataset: name of the data set.
+        metric: what evaluation measures: one of gtkern.training.metrics.METRICS.
+        seed: of the expander, the weights, the batches and the sampling.
+        data_seed: of generated data.
+        expander, phase1, phase2: see there.
+    """
+
+    dataset: str = setting()
+    metric: str = setting("accuracy", choices=METRICS)
+    seed: int = setting(0, low=0, high=2**31 - 1)
+    data_seed: int = setting(0, low=0, high=2**31 - 1)
+    expander: Expander
+    phase1: Phase1
+    phase2: Phase2
+
+    def __post_init__(self) -> None:
+        if self.phase1.layers < self.phase2.layers:
+            raise ValueError(
+                f"phase1.layers must be at least phase2.layers {self.phase2.layers}, whose layers "
+                f"sample by its scores, got {self.phase1.layers}"
+            )
+
+
+def temperature_at(settings: Phase1, epoch: int) -> float:
+    """What the scores of phase 1 are divided by in an epoch, counted from 0."""
+    if epoch < settings.temperature_wait:
+        return 1.0
+    annealed = settings.temperature_ratio ** (epoch - settings.temperature_wait)
+    return max(settings.temperature_min, annealed)

@@ -1,0 +1,179 @@
+"""The command line: what it says, what it leaves, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from gtkern import cli
+from gtkern.data import minesweeper
+
+FAST = [
+    "--epochs=2",
+    "--set=expander.degree=2",
+    "--set=phase2.width=8",
+    "--set=phase2.heads=2",
+    "--devices=cpu",
+]
+
+
+@pytest.fixture
+def published(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A small graph in the published layout."""
+    data = minesweeper(0, rows=12)
+    folder = tmp_path / "data" / "minesweeper" / "raw"
+    folder.mkdir(parents=True)
+    np.savez(
+        folder / "minesweeper.npz",
+        node_features=data.x.numpy(),
+        node_labels=data.y.numpy(),
+        edges=data.edge_index.T.numpy(),
+        train_masks=data.train_mask[None].numpy(),
+        val_masks=data.val_mask[None].numpy(),
+        test_masks=data.test_mask[None].numpy(),
+    )
+    return tmp_path / "data"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["gtkern", *(str(argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int) or code is None
+    return code or 0
+
+
+def test_training_leaves_a_run_folder(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "spexphormer", "--data-root", published, "--out", out, *FAST]
+    assert call(monkeypatch, *arguments, "--seed", 3) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seed"] == 3
+    assert summary["dataset"] == "minesweeper"
+    assert summary["command"].startswith("gtkern train spexphormer --data-root")
+    assert [phase["epochs"] for phase in summary["phases"]] == [2, 2]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["expander"]["degree"] == 2
+    shown = capsys.readouterr().out
+    assert "phase2" in shown
+    assert str(out) in shown.replace("\n", "")
+
+    assert call(monkeypatch, *arguments, "--seed", 3, "--resume") == 0
+    assert call(monkeypatch, "train", "spexphormer", "--out", out, "--resume", *FAST) == 2
+    assert "cannot resume" in capsys.readouterr().err
+
+
+def test_epochs_are_given_for_both_phases_or_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, published: pathlib.Path
+) -> None:
+    arguments = ["train", "spexphormer", "--data-root", published, "--out", tmp_path / "run"]
+    assert call(monkeypatch, *arguments, *FAST, "--epochs", "1,2") == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [phase["epochs"] for phase in summary["phases"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "minesweper"], "no data set 'minesweper'; the nearest is minesweeper"),
+        (["--backend", "cpuu"], "--backend must be one of auto, reference, cpu, triton, cuda"),
+        (["--backend", "cpuu"], "the nearest is cpu"),
+        (["--set", "phase1.lrr=3"], "the nearest key is 'phase1.lr'"),
+        (["--set", "phase1.lr=-1"], "phase1.lr must be > 0, got -1.0"),
+        (["--set", "phase1.lr"], "--set needs key=value"),
+        (["--set", "dataset=tolokers"], "--data-root must name the folder"),
+        (["--dataset", "tolokers"], "--data-root must name the folder"),
+        (["--dataset", "tolokers", "--data-root", "/none"], "/none/tolokers/raw/tolokers.npz"),
+        (["--seed", "-1"], "seed must be >= 0"),
+        (["--epochs", "many"], "--epochs must be N or N1,N2, got 'many'"),
+        (["--epochs", "0"], "phase1.epochs must be >= 1, got 0"),
+        (["--devices", "tpu"], "--devices must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["--devices", "cuda:99"], "--devices cuda:99: torch sees"),
+        (["--compare", "dgl"], "--compare knows only pyg, got 'dgl'"),
+        (["--config", "/none.yaml"], "cannot read the settings /none.yaml"),
+        (["--resume"], "nothing to resume"),
+        (["--no-such-option"], "No such option"),
+        (["--seed", "one"], "unable to parse string as an integer"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "spexphormer", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_that_cannot_run_is_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    # sampled attention has no Triton kernels
+    arguments = ["--data-root", published, "--out", tmp_path / "run", *FAST, "--backend", "triton"]
+    assert call(monkeypatch, "train", "spexphormer", *arguments) == 2
+    assert "backend 'triton' cannot run" in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_broken_data_file_is_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    (published / "minesweeper/raw/minesweeper.npz").write_bytes(b"PK broken")
+    arguments = ["--data-root", published, "--out", tmp_path / "run"]
+    assert call(monkeypatch, "train", "spexphormer", *arguments) == 2
+    assert "cannot read minesweeper under" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder_is_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["--data-root", published, "--out", tmp_path / "file" / "run"]
+    assert call(monkeypatch, "train", "spexphormer", *arguments) == 2
+    assert "cannot write to the run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["doctor", "--help"]])
+def test_help_ends_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 0
+    assert "Usage: gtkern" in capsys.readouterr().out
+
+
+def test_the_doctor_tests_every_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(monkeypatch, "doctor") == 0
+    shown = capsys.readouterr().out
+    for room in ("sparse_attention", "sampled_attention", "neighbor_sampling"):
+        assert room in shown
+    assert "WRONG" not in shown
