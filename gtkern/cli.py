@@ -7,11 +7,13 @@ the user ends with one line on stderr and exit code 2.
 from __future__ import annotations
 
 import difflib
+import os
 import pathlib
 import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from gtkern.data.node import NodeData
     from gtkern.methods.spexphormer.settings import Settings
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -37,8 +39,24 @@ train = typer.Typer(no_args_is_help=True, help="Train a method and leave a run f
 app.add_typer(train, name="train")
 
 
-def main() -> None:
-    """Run the command line of this process."""
+def main() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    try:
+        run()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # taking the interpreter apart, module by module, takes longer than starting it
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def run() -> None:
+    """Run the command line; raises SystemExit with the code of any end but a good one."""
     from gtkern.training.errors import InterruptedRunError, UserError
 
     error_console = Console(stderr=True)

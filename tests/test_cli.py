@@ -43,7 +43,7 @@ def published(tmp_path: pathlib.Path) -> pathlib.Path:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["gtkern", *(str(argument) for argument in arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.run()
     code = ended.value.code
     assert isinstance(code, int) or code is None
     return code or 0

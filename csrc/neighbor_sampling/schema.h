@@ -1,6 +1,6 @@
 #pragma once
 
-// The schema of neighbor_sampling's native op, the same for every backend.
+// The schemas of neighbor_sampling's native ops, the same for every backend.
 //   row_ptr int64 [N + 1], col int32 [E], edge_id int64 [E] or [0] (the identity), edge_type uint8
 //   [E] or [0] (no types): gtkern/graph.py. weight: fp32 [1 or L, E] by edge_id, or
 //   by position when sorted; absent: all 1. k: places of each layer. top: the largest weights in
@@ -15,5 +15,12 @@ inline constexpr const char* kSampleSchema =
     "sample_neighbors(Tensor row_ptr, Tensor col, Tensor edge_id, Tensor edge_type, "
     "Tensor? weight, bool sorted, int[] k, int seed, int epoch, bool top, bool pad) "
     "-> (Tensor index, Tensor edge, Tensor type)";
+
+// One layer of layer_batches. targets int64 [B], distinct; index int32, edge int64 and type uint8
+// [N, k] (type [0, k]: no types). Results: the sources int64 [S], the targets first, then their
+// neighbours as they are first seen; and the targets' rows, index as places in the sources.
+inline constexpr const char* kBatchSchema =
+    "layer_batch(Tensor targets, Tensor index, Tensor edge, Tensor type) "
+    "-> (Tensor nodes, Tensor index, Tensor edge, Tensor type)";
 
 }  // namespace gtkern::neighbor_sampling

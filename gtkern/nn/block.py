@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gtkern.nn.dropout import dropout
 from gtkern.nn.norm import GraphNorm
 
 __all__ = ["TransformerBlock"]
@@ -52,9 +53,7 @@ class TransformerBlock(nn.Module):
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
-        if not self.dropout:
-            return x
-        return functional.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import pathlib
 import resource
 
@@ -20,7 +19,6 @@ def reset_peak(device: torch.device) -> None:
     Where the system cannot forget its high-water mark (not Linux), the mark of the whole process
     stays.
     """
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

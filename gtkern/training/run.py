@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 
 from gtkern.training.errors import UserError
@@ -27,7 +28,6 @@ __all__ = [
     "RunFolder",
     "Summary",
     "comparison_table",
-    "format_bytes",
     "process_seconds",
     "read_summary",
     "table",
@@ -232,26 +232,21 @@ def process_seconds() -> float:
         return time.process_time()
 
 
-def format_bytes(count: int) -> str:
-    """For people: in MiB, or GiB from 10 GiB on."""
-    mebibytes = count / 2**20
-    return f"{mebibytes:,.0f} MiB" if mebibytes < 10240 else f"{mebibytes / 1024:,.1f} GiB"
-
-
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """What a peer takes, and how many times more that is."""
-    result = Table(title=f"the same model on {comparisons[0].peer}")
-    result.add_column("phase")
-    for heading in ("s/epoch", "peer", "ratio", "memory", "peer", "ratio", "first loss", "peer"):
-        result.add_column(heading, justify="right")
+    title = f"the same model here and on {comparisons[0].peer}"
+    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("phase", no_wrap=True)
+    for heading in ("s/epoch", "peer", "ratio", "MiB", "peer", "ratio", "loss", "peer"):
+        result.add_column(heading, justify="right", no_wrap=True)
     for row in comparisons:
         result.add_row(
             row.phase,
             f"{row.seconds_per_epoch:.4f}",
             f"{row.peer_seconds_per_epoch:.4f}",
             f"{row.peer_seconds_per_epoch / row.seconds_per_epoch:.1f}x",
-            format_bytes(row.peak_bytes),
-            format_bytes(row.peer_peak_bytes),
+            f"{row.peak_bytes / 2**20:,.0f}",
+            f"{row.peer_peak_bytes / 2**20:,.0f}",
             f"{row.peer_peak_bytes / max(1, row.peak_bytes):.1f}x",
             f"{row.loss:.5f}",
             f"{row.peer_loss:.5f}",
@@ -262,20 +257,12 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 def table(summary: Summary) -> Table:
     """The figures of a run, one row for each phase."""
     metric = next(iter(summary.test))
-    result = Table(title=f"{summary.method} on {summary.dataset}, seed {summary.seed}")
-    result.add_column("phase")
-    headings = (
-        "parameters",
-        "epochs",
-        "seconds",
-        "s/epoch",
-        "peak memory",
-        f"val {metric}",
-        f"test {metric}",
-        "edges kept",
-    )
+    title = f"{summary.method} on {summary.dataset}, seed {summary.seed}; val and test: {metric}"
+    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("phase", no_wrap=True)
+    headings = ("weights", "epochs", "seconds", "s/epoch", "MiB", "val", "test", "edges kept")
     for heading in headings:
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=True)
     for phase in summary.phases:
         result.add_row(
             phase.name,
@@ -283,7 +270,7 @@ def table(summary: Summary) -> Table:
             f"{phase.epochs}",
             f"{phase.seconds:.1f}",
             f"{phase.seconds_per_epoch:.3f}",
-            format_bytes(phase.peak_bytes),
+            f"{phase.peak_bytes / 2**20:,.0f}",
             f"{phase.val[metric]:.4f}",
             f"{phase.test[metric]:.4f}",
             f"{phase.edges_kept:.1%}",

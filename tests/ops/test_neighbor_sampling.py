@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gtkern import Graph, ops
 from gtkern.ops import Neighbors
+from gtkern.ops.neighbor_sampling import batches
 from gtkern.ops.neighbor_sampling.reference import exponential
 from gtkern.random import philox
 from gtkern.testing import random_graph
@@ -603,3 +604,19 @@ def test_bad_layers_are_refused() -> None:
         ops.layer_batches(targets, [layer.index])
     with pytest.raises(ValueError, match=r"^neighbors must have as many rows in every layer"):
         ops.layer_batches(targets, [layer, other])
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("backend", ["cpu"])
+@pytest.mark.parametrize("device", ["cpu"])
+def test_native_layer_batches_equal_those_of_torch(backend: str, device: str, typed: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    edge_index = torch.randint(300, (2, 900), generator=generator)
+    edge_type = torch.randint(4, (900,), generator=generator) if typed else None
+    graph = Graph.from_edge_index(edge_index, 300, edge_type=edge_type)
+    (sampled,) = ops.sample_neighbors(graph, torch.rand(900), 4, seed=0, fill="pad")
+    nodes = torch.randperm(300, generator=generator)[:40]
+    native, expected = batches._native_layer(nodes, sampled), batches._layer(nodes, sampled)
+    for got, wanted in zip(native, expected, strict=True):
+        assert (got is None) == (wanted is None)
+        assert got is None or torch.equal(got, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import statistics
 import time
@@ -237,6 +238,7 @@ class Spexphormer:
         """Seconds per epoch, peak memory above the start, and loss of the first epoch."""
         torch.manual_seed(self.settings.seed)
         task = make()
+        gc.collect()
         memory.reset_peak(self.device)
         start = memory.resident_bytes(self.device)
         fit(task, title=title, device=self.device, console=self.console)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gtkern import _check
+from gtkern import _check, _native
 from gtkern.ops.neighbor_sampling.op import Neighbors
 
 __all__ = ["LayerBatch", "layer_batches"]
@@ -72,20 +72,40 @@ def layer_batches(targets: Tensor, neighbors: Sequence[Neighbors]) -> tuple[Laye
         if low < 0 or high >= num_nodes:
             wrong = low if low < 0 else high
             raise ValueError(f"targets must be 0 .. {num_nodes - 1} (N - 1), got {wrong}")
-    if _distinct(nodes)[0].numel() != nodes.numel():
+    if nodes.unique().numel() != nodes.numel():
         raise ValueError("targets must be distinct, got a node twice")
 
+    make = _native_layer if _has_native(nodes) else _layer
     batches = []
     for sampled in reversed(neighbors):
-        index = sampled.index[nodes].to(torch.int64)
-        real = index >= 0
-        sources, places = _distinct(torch.cat((nodes, index[real])))
-        local = sampled.index.new_full(index.shape, -1)
-        local[real] = places[nodes.numel() :].to(torch.int32)
-        kind = None if sampled.type is None else sampled.type[nodes]
-        batches.append(LayerBatch(sources, local, sampled.edge[nodes], kind))
-        nodes = sources
+        batches.append(make(nodes, sampled))
+        nodes = batches[-1].nodes
     return tuple(reversed(batches))
+
+
+def _has_native(nodes: Tensor) -> bool:
+    return nodes.device.type == "cpu" and _native.missing_reason("cpu") is None
+
+
+def _native_layer(nodes: Tensor, sampled: Neighbors) -> LayerBatch:
+    none = nodes.new_empty((0, sampled.index.size(1)), dtype=torch.uint8)
+    sources, index, edge, kind = _native.ops("cpu").layer_batch(
+        nodes.contiguous(),
+        sampled.index.contiguous(),
+        sampled.edge.contiguous(),
+        none if sampled.type is None else sampled.type.contiguous(),
+    )
+    return LayerBatch(sources, index, edge, None if sampled.type is None else kind)
+
+
+def _layer(nodes: Tensor, sampled: Neighbors) -> LayerBatch:
+    index = sampled.index[nodes].to(torch.int64)
+    real = index >= 0
+    sources, places = _distinct(torch.cat((nodes, index[real])))
+    local = sampled.index.new_full(index.shape, -1)
+    local[real] = places[nodes.numel() :].to(torch.int32)
+    kind = None if sampled.type is None else sampled.type[nodes]
+    return LayerBatch(sources, local, sampled.edge[nodes], kind)
 
 
 def _distinct(values: Tensor) -> tuple[Tensor, Tensor]:
