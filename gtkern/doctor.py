@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -10,15 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+import gtkern
 from gtkern import _backends, _native, ops
 from gtkern.graph import Graph
 
 __all__ = ["Check", "self_test", "show"]
 
-_PACKAGES = ("gtkern", "torch", "triton", "lightning", "torch_geometric", "numpy")
+_PACKAGES = ("torch", "triton", "lightning", "torch_geometric", "numpy")
 _TOLERANCE = 1e-4
 
 
@@ -30,6 +33,7 @@ class Check(NamedTuple):
         reason: why the backend cannot run; None when it did.
         error: largest relative difference of outputs and gradients.
         milliseconds: of the call.
+        message: of the exception it raised; empty when it raised none.
     """
 
     room: str
@@ -37,6 +41,7 @@ class Check(NamedTuple):
     reason: str | None
     error: float
     milliseconds: float
+    message: str = ""
 
     @property
     def failed(self) -> bool:
@@ -47,6 +52,7 @@ class Check(NamedTuple):
 def show(console: Console) -> bool:
     """Print everything; gives True when no test failed."""
     versions = Table(title="versions", show_header=False)
+    versions.add_row("gtkern", gtkern.__version__)
     versions.add_row("python", platform.python_version())
     for package in _PACKAGES:
         try:
@@ -74,7 +80,7 @@ def show(console: Console) -> bool:
         if check.reason is not None:
             state, figures = f"[yellow]not here: {check.reason}", ("", "")
         else:
-            state = "[red]WRONG" if check.failed else "[green]works"
+            state = f"[red]WRONG {escape(check.message)}" if check.failed else "[green]works"
             figures = (f"{check.error:.1e}", f"{check.milliseconds:.2f}")
         rooms.add_row(check.room, check.backend, state, *figures)
     console.print(rooms)
@@ -134,6 +140,10 @@ def self_test(device: torch.device) -> list[Check]:
             except NotImplementedError as error:
                 reason = str(error).partition(": ")[2].partition(";")[0] or str(error)
                 checks.append(Check(room, backend, reason, 0.0, 0.0))
+                continue
+            except Exception as error:
+                # whatever is wrong with a backend, the others are still looked at
+                checks.append(Check(room, backend, None, math.inf, math.nan, str(error)))
                 continue
             began = time.perf_counter()
             got = run(backend)

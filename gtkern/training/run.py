@@ -235,7 +235,7 @@ def process_seconds() -> float:
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """What a peer takes, and how many times more that is."""
     title = f"the same model here and on {comparisons[0].peer}"
-    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     result.add_column("phase", no_wrap=True)
     for heading in ("s/epoch", "peer", "ratio", "MiB", "peer", "ratio", "loss", "peer"):
         result.add_column(heading, justify="right", no_wrap=True)
@@ -258,7 +258,7 @@ def table(summary: Summary) -> Table:
     """The figures of a run, one row for each phase."""
     metric = next(iter(summary.test))
     title = f"{summary.method} on {summary.dataset}, seed {summary.seed}; val and test: {metric}"
-    result = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     result.add_column("phase", no_wrap=True)
     headings = ("weights", "epochs", "seconds", "s/epoch", "MiB", "val", "test", "edges kept")
     for heading in headings:
