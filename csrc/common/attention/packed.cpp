@@ -14,9 +14,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/attention/interleave.h"
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "common/philox.h"
+#include "common/simd.h"
 
 namespace gtkern::attention {
 namespace {
@@ -58,28 +60,38 @@ Layout choose_layout(int heads, int width, int value_width) {
   return layout;
 }
 
+// Calls f with HG as a constant.
+template <class F>
+void with_group(int heads_per_group, const F& f) {
+  switch (heads_per_group) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 4: return f(std::integral_constant<int, 4>());
+    default: return f(std::integral_constant<int, 8>());
+  }
+}
+
 // One row [heads, width] to [groups, NZ * 16] with heads interleaved.
 template <class T>
 void pack_row(const Layout& layout, const T* from, int width, float* to) {
-  const int hg = layout.heads_per_group;
-  for (int g = 0; g < layout.groups; ++g, to += layout.group_floats()) {
-    for (int h = 0; h < hg; ++h) {
-      const T* head = from + (std::int64_t{g} * hg + h) * width;
-      for (int d = 0; d < width; ++d) to[d * hg + h] = static_cast<float>(head[d]);
+  with_group(layout.heads_per_group, [&](auto group) {
+    constexpr int kGroup = decltype(group)::value;
+    const int filled = (width * kGroup + 15) / 16 * 16;
+    for (int g = 0; g < layout.groups; ++g, from += kGroup * width, to += layout.group_floats()) {
+      interleave<kGroup>(from, width, to);
+      std::fill(to + filled, to + layout.group_floats(), 0.f);
     }
-    std::fill(to + width * hg, to + layout.group_floats(), 0.f);
-  }
+  });
 }
 
 template <class T>
 void unpack_row(const Layout& layout, const float* from, int width, T* to) {
-  const int hg = layout.heads_per_group;
-  for (int g = 0; g < layout.groups; ++g, from += layout.group_floats()) {
-    for (int h = 0; h < hg; ++h) {
-      T* head = to + (std::int64_t{g} * hg + h) * width;
-      for (int d = 0; d < width; ++d) head[d] = static_cast<T>(from[d * hg + h]);
+  with_group(layout.heads_per_group, [&](auto group) {
+    constexpr int kGroup = decltype(group)::value;
+    for (int g = 0; g < layout.groups; ++g, from += layout.group_floats(), to += kGroup * width) {
+      deinterleave<kGroup>(from, width, to);
     }
-  }
+  });
 }
 
 // The largest of many floats >= 0, from any thread. Their bits order as the numbers do.
@@ -101,13 +113,6 @@ class AtomicMax {
  private:
   std::atomic<std::uint32_t> bits_{0};
 };
-
-template <class F>
-void for_each_row(std::int64_t rows, const F& f) {
-  torch::stable::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) f(row);
-  });
-}
 
 // A pair of [rows, heads, width] arrays as the kernels read them; `second` may be null.
 template <class T>
@@ -223,6 +228,41 @@ bool scores_bounded(const Inputs<T, float>& in, const Packed& p, const PackedRow
   return bound < kSafeScore;
 }
 
+// What backward takes from forward: log2-sum-exp2 and delta of every destination and head.
+template <class T>
+void fill_statistics(const Inputs<T, float>& in, const Backward<T, float>& grad,
+                     const Layout& layout, const Rows& queries, float* statistics) {
+  const int hg = layout.heads_per_group;
+  torch::stable::parallel_for(0, in.num_dst, 256, [&](std::int64_t begin, std::int64_t end) {
+    const Scratch packed(layout.row_floats());
+    alignas(64) float lanes[simd::kLanes];
+    for (std::int64_t row = begin; row < end; ++row) {
+      const T* from = grad.out + row * in.heads * in.value_width;
+      const float* out = packed.data();
+      if constexpr (std::is_same_v<T, float>) {
+        if (layout.in_place) out = from;
+      }
+      if (!layout.in_place) pack_row(layout, from, in.value_width, packed.data());
+      for (int g = 0; g < layout.groups; ++g, out += layout.group_floats()) {
+        const float* grads = queries.second + row * queries.stride + g * queries.group_stride;
+        simd::F16 sum = simd::zero();
+        for (int i = 0; i < layout.group_floats(); i += simd::kLanes) {
+          sum = simd::fma(simd::load(grads + i), simd::load(out + i), sum);
+        }
+        simd::store(lanes, sum);
+        float* pair = statistics + (row * layout.groups + g) * 2 * hg;
+        for (int h = 0; h < hg; ++h) {
+          const float lse = grad.lse[row * in.heads + g * hg + h] * kLog2E;
+          // a row without weight: exp(score - inf) = 0 for all of its edges
+          pair[h] = lse == -std::numeric_limits<float>::infinity() ? -lse : lse;
+          pair[hg + h] = 0;
+          for (int lane = h; lane < simd::kLanes; lane += hg) pair[hg + h] += lanes[lane];
+        }
+      }
+    }
+  });
+}
+
 bool needs_prefetch(const Layout& layout, std::int64_t rows) {
   return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float)) >
          kNearCacheBytes;
@@ -316,30 +356,13 @@ template <class T>
 bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad) {
   const Layout layout = choose_layout<T>(in.heads, in.width, in.value_width);
   if (!layout.kernels || in.key_edge || in.attr_width > 0) return false;
-  const int hg = layout.heads_per_group;
   const PackedRows<T> pairs(layout, in.num_src, in.heads, in.k, in.width, in.v, in.value_width,
                             false);
   const PackedRows<T> queries(layout, in.num_dst, in.heads, in.q, in.width, grad.grad_out,
                               in.value_width, false);
   const std::vector<float> table = pack_table(layout, in.key_table, in.types, in.heads, in.width);
   const Scratch statistics(2 * in.num_dst * in.heads);
-  for_each_row(in.num_dst, [&](std::int64_t row) {
-    for (int h = 0; h < in.heads; ++h) {
-      const std::int64_t at = row * in.heads + h;
-      const T* a = grad.grad_out + at * in.value_width;
-      const T* b = grad.out + at * in.value_width;
-      float delta = 0;
-#pragma omp simd reduction(+ : delta)
-      for (int d = 0; d < in.value_width; ++d) {
-        delta += static_cast<float>(a[d]) * static_cast<float>(b[d]);
-      }
-      float* pair = statistics.data() + (row * layout.groups + h / hg) * 2 * hg + h % hg;
-      const float lse = grad.lse[at] * kLog2E;
-      // a row without weight: exp(score - inf) = 0 for all of its edges
-      pair[0] = lse == -std::numeric_limits<float>::infinity() ? -lse : lse;
-      pair[hg] = delta;
-    }
-  });
+  fill_statistics(in, grad, layout, queries.rows(), statistics.data());
 
   Packed p = describe(in, layout, table.empty() ? nullptr : table.data());
   p.grad_scores = grad.grad_scores;
