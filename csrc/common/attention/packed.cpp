@@ -26,6 +26,8 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // in units of log2: 2 ** +-80, and sums of many of them, are normal numbers
 constexpr float kSafeScore = 80.f;
+// mean edges of one type in a row up to which a row is taken whole
+constexpr std::int64_t kShortStretch = 16;
 // rows whose gathered pairs outgrow this are fetched ahead of their use
 constexpr std::int64_t kNearCacheBytes = std::int64_t{4} << 20;
 
@@ -263,6 +265,15 @@ void fill_statistics(const Inputs<T, float>& in, const Backward<T, float>& grad,
   });
 }
 
+// The kernels for the rows of `edges`: a row of a few edges of each type is better taken whole.
+template <class T>
+const Kernels& kernels_for(const Layout& layout, const Inputs<T, float>& in, const Edges& edges) {
+  const bool typed = edges.type && (in.key_table || in.bias_table);
+  const bool mixed =
+      typed && in.types <= kMostMixedTypes && in.num_edges <= kShortStretch * in.types * edges.rows;
+  return mixed ? *layout.kernels->mixed() : *layout.kernels;
+}
+
 bool needs_prefetch(const Layout& layout, std::int64_t rows) {
   return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float)) >
          kNearCacheBytes;
@@ -332,12 +343,13 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   p.bounded = scores_bounded(in, p, queries, pairs);
   p.prefetch = needs_prefetch(layout, in.num_src);
 
+  const Kernels& kernels = kernels_for(layout, in, in.csr);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
   const Sink<T> sink{to.out, in.value_width};
   for_each_block(blocks.count(), [&](std::int64_t block) {
     const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
     const SinkBuffer<T> out(layout, sink, in.heads, begin, end);
-    layout.kernels->forward(p, begin, end, out.data());
+    kernels.forward(p, begin, end, out.data());
     out.flush();
     for (std::int64_t row = begin; row < end; ++row) {
       for (int h = 0; h < in.heads; ++h) {
@@ -347,7 +359,7 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
         if (*lse == -std::numeric_limits<float>::infinity()) *lse = -*lse;
       }
     }
-    if (to.scores) layout.kernels->scores(p, begin, end, to.scores);
+    if (to.scores) kernels.scores(p, begin, end, to.scores);
   });
   return true;
 }
@@ -370,10 +382,11 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.self = queries.rows();
   p.gather = pairs.rows();
   p.prefetch = needs_prefetch(layout, in.num_src);
+  const Kernels& kernels = kernels_for(layout, in, in.csr);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
   if (grad.grad_scores) {
     for_each_block(blocks.count(), [&](std::int64_t block) {
-      layout.kernels->scores(p, blocks.begin(block), blocks.end(block), nullptr);
+      kernels.scores(p, blocks.begin(block), blocks.end(block), nullptr);
     });
   }
   const std::int64_t table_floats = grad.key_table ? in.types * layout.row_floats() : 0;
@@ -385,10 +398,10 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
     for_each_block(blocks.count(), [&](std::int64_t block) {
       const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
       const SinkBuffer<T> first(layout, sink, in.heads, begin, end);
-      layout.kernels->by_destination(
-          p, begin, end, grad.q ? first.data() : nullptr,
-          grad.key_table ? table_parts.data() + block * table_floats : nullptr,
-          grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr, grad.bias_edge);
+      kernels.by_destination(p, begin, end, grad.q ? first.data() : nullptr,
+                             grad.key_table ? table_parts.data() + block * table_floats : nullptr,
+                             grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr,
+                             grad.bias_edge);
       first.flush();
     });
     // blocks do not depend on the thread count, so neither does the order of these sums
@@ -418,13 +431,14 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.self = pairs.rows();
   p.gather = queries.rows();
   p.prefetch = needs_prefetch(layout, in.num_dst);
+  const Kernels& column_kernels = kernels_for(layout, in, grad.csc);
   const RowBlocks columns(grad.csc.ptr, grad.csc.rows);
   const Sink<T> key_sink{grad.k, in.width}, value_sink{grad.v, in.value_width};
   for_each_block(columns.count(), [&](std::int64_t block) {
     const std::int64_t begin = columns.begin(block), end = columns.end(block);
     const SinkBuffer<T> first(layout, key_sink, in.heads, begin, end);
     const SinkBuffer<T> second(layout, value_sink, in.heads, begin, end);
-    layout.kernels->by_source(p, begin, end, first.data(), second.data());
+    column_kernels.by_source(p, begin, end, first.data(), second.data());
     first.flush();
     second.flush();
   });

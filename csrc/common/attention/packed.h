@@ -49,10 +49,14 @@ struct Packed {
   float* statistics = nullptr;
 };
 
+constexpr int kMostMixedTypes = 8;
+
 // Kernels on rows begin .. end of `edges`. Sums come out packed, [rows, groups, NZ * 16], the
 // table sums are added to [types, groups, NZ * 16] and [types, heads].
 struct Kernels {
   int vectors;  // NZ
+  // the kernels for short rows of up to kMostMixedTypes types; null: these are
+  const Kernels* (*mixed)();
   void (*forward)(const Packed&, std::int64_t begin, std::int64_t end, float* out);
   // p = exp(score - lse): written to scores [E, heads], or sum p * grad_scores added to delta
   void (*scores)(const Packed&, std::int64_t begin, std::int64_t end, float* scores);

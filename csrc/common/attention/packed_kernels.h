@@ -15,11 +15,15 @@
 
 namespace gtkern::attention {
 
-template <int HG, int NZ>
+// kMixed: a stretch is a whole row, and every edge looks up what its type does to the score: for
+// rows so short that stretches of one type would be a few edges each. Otherwise a stretch has one
+// type, whose factors stay in registers.
+template <int HG, int NZ, bool kMixed>
 struct PackedKernels {
   static constexpr int kRow = NZ * simd::kLanes;    // floats of a group's row
   static constexpr int kBlock = simd::kLanes / HG;  // edges whose scores fill one vector
-  static constexpr int kAhead = NZ >= 4 ? 8 : 32;   // edges from a prefetch to its use
+  static constexpr int kMaxRows = kMixed ? kMostMixedTypes : 1;
+  static constexpr int kAhead = NZ >= 4 ? 8 : 32;  // edges from a prefetch to its use
   // edges scored before they are summed: enough to hide latencies, few enough that the rows read
   // twice are still in the nearest cache
   static constexpr int kChunk = std::max(kBlock, std::min(128, 4096 / kRow) / kBlock * kBlock);
@@ -39,9 +43,10 @@ struct PackedKernels {
   }
 
   // kBlock edges, whose scores fill one vector: number `at` and the n - 1 after it. Past the n-th,
-  // `index` repeats the last edge, and `live` is off.
+  // `index` and `type` (kMixed only) repeat the last edge, and `live` is off.
   struct Block {
     const std::int32_t* index;
+    const std::uint8_t* type;
     std::int64_t at;
     int n;
     simd::Mask16 live;
@@ -52,13 +57,19 @@ struct PackedKernels {
   static GTKERN_INLINE void for_each_edge_block(const Packed& p, std::int64_t from,
                                                 std::int64_t stop, const F& f) {
     std::int32_t padded[kBlock];
+    std::uint8_t padded_type[simd::kLanes];
     for (std::int64_t at = from; at < stop; at += kBlock) {
-      Block block{p.edges->index + at, at, kBlock, simd::first_lanes(simd::kLanes)};
+      Block block{p.edges->index + at, kMixed ? p.edges->type + at : nullptr, at, kBlock,
+                  simd::first_lanes(simd::kLanes)};
       if (at + kBlock > stop) {
         block.n = static_cast<int>(stop - at);
         block.live = simd::first_lanes(block.n * HG);
-        for (int e = 0; e < kBlock; ++e) padded[e] = block.index[std::min(e, block.n - 1)];
+        for (int e = 0; e < kBlock; ++e) {
+          padded[e] = block.index[std::min(e, block.n - 1)];
+          if constexpr (kMixed) padded_type[e] = block.type[std::min(e, block.n - 1)];
+        }
         block.index = padded;
+        if constexpr (kMixed) block.type = padded_type;
       }
       f(block);
     }
@@ -104,9 +115,89 @@ struct PackedKernels {
     return simd::load(lanes);
   }
 
-  static GTKERN_INLINE F16 scores_of(const F16* self, F16 offset, const Packed& p,
-                                     const float* base, int group, const Block& block) {
-    F16 score = simd::add(products(self, base, p.gather.stride, block.index), offset);
+  // What the scores of a stretch are made of: its own vector times the factors of the edges' type
+  // and to_score; for kMixed one such vector for each type.
+  struct Self {
+    F16 scaled[kMaxRows * NZ];
+    F16 bias;
+    int rows;  // 1 without factors by type
+
+    Self(const Packed& p, const float* self, int group, int kind)
+        : rows(kMixed && p.key_table ? p.types : 1) {
+      const F16 factor = simd::splat(p.to_score);
+      F16 own[NZ];
+#pragma GCC unroll 16
+      for (int z = 0; z < NZ; ++z) own[z] = simd::mul(simd::load(self + 16 * z), factor);
+      for (int row = 0; row < rows; ++row) {
+        const float* table = table_row(p, kMixed ? row : kind, group);
+#pragma GCC unroll 16
+        for (int z = 0; z < NZ; ++z) {
+          scaled[row * NZ + z] = table ? simd::mul(own[z], simd::load(table + 16 * z)) : own[z];
+        }
+      }
+      bias = kMixed ? simd::zero() : run_bias(p, group, kind);
+    }
+
+    GTKERN_INLINE int row_of(int type) const { return rows > 1 ? type * NZ : 0; }
+  };
+
+  static GTKERN_INLINE const float* table_row(const Packed& p, int kind, int group) {
+    return p.key_table ? p.key_table + (std::int64_t{kind} * p.groups + group) * kRow : nullptr;
+  }
+
+  static GTKERN_INLINE F16 run_bias(const Packed& p, int group, int kind) {
+    if (!p.bias_table) return simd::zero();
+    return simd::mul(simd::repeat<HG>(p.bias_table + std::int64_t{kind} * p.heads + group * HG),
+                     simd::splat(p.bias_to_score));
+  }
+
+  // Sums of weight_e * row_e, apart for each row of Self.
+  struct Sums {
+    F16 of[kMaxRows * NZ];
+
+    explicit GTKERN_INLINE Sums(int rows) {
+      for (int row = 0; row < rows; ++row) {
+#pragma GCC unroll 16
+        for (int z = 0; z < NZ; ++z) of[row * NZ + z] = simd::zero();
+      }
+    }
+
+    GTKERN_INLINE void add(const Self& self, const float* weights, const Packed& p,
+                           const float* base, std::int64_t at, int n) {
+      const std::int32_t* index = p.edges->index + at;
+      if (kMixed && self.rows > 1) {
+        for (int e = 0; e < n; ++e) {
+          const F16 w = simd::repeat<HG>(weights + e * HG);
+          const float* row = base + index[e] * p.gather.stride;
+          F16* sum = of + self.row_of(p.edges->type[at + e]);
+#pragma GCC unroll 16
+          for (int z = 0; z < NZ; ++z) sum[z] = simd::fma(w, simd::load(row + 16 * z), sum[z]);
+        }
+      } else {
+        add_rows(of, weights, base, p.gather.stride, index, n);
+      }
+    }
+  };
+
+  static GTKERN_INLINE F16 scores_of(const Self& self, const Packed& p, const float* base,
+                                     int group, const Block& block) {
+    F16 score;
+    if constexpr (kMixed) {
+      const float* bias = p.bias_table ? p.bias_table + group * HG : nullptr;
+      alignas(64) float lanes[simd::kLanes] = {};
+      if (bias) {
+        for (int e = 0; e < kBlock; ++e) {
+          std::memcpy(lanes + e * HG, bias + block.type[e] * p.heads, HG * sizeof(float));
+        }
+      }
+      score = simd::reduce<HG>([&](int e) {
+        return dot(self.scaled + self.row_of(block.type[e]),
+                   base + block.index[e] * p.gather.stride);
+      });
+      score = simd::fma(simd::splat(p.bias_to_score), simd::load(lanes), score);
+    } else {
+      score = simd::add(products(self.scaled, base, p.gather.stride, block.index), self.bias);
+    }
     if (p.bias_edge) {
       score = simd::fma(simd::splat(p.bias_to_score), by_edge(p, p.bias_edge, group, block), score);
     }
@@ -115,25 +206,6 @@ struct PackedKernels {
 
   static GTKERN_INLINE F16 clamped(F16 score, F16 clamp) {
     return simd::max_of(simd::sub(simd::zero(), clamp), simd::min_of(clamp, score));
-  }
-
-  // The scaled keys-side vector of a run: self * table * to_score.
-  static GTKERN_INLINE void scaled_self(const Packed& p, const float* self, int group, int kind,
-                                        F16* to) {
-    const F16 factor = simd::splat(p.to_score);
-    const float* table =
-        p.key_table ? p.key_table + (std::int64_t{kind} * p.groups + group) * kRow : nullptr;
-#pragma GCC unroll 16
-    for (int z = 0; z < NZ; ++z) {
-      to[z] = simd::mul(simd::load(self + 16 * z), factor);
-      if (table) to[z] = simd::mul(to[z], simd::load(table + 16 * z));
-    }
-  }
-
-  static GTKERN_INLINE F16 run_bias(const Packed& p, int group, int kind) {
-    if (!p.bias_table) return simd::zero();
-    return simd::mul(simd::repeat<HG>(p.bias_table + std::int64_t{kind} * p.heads + group * HG),
-                     simd::splat(p.bias_to_score));
   }
 
   // sum += weight_e * row_e over n edges; `weights` is edge-major.
@@ -180,6 +252,14 @@ struct PackedKernels {
     for (int z = 0; z < NZ; ++z) simd::store(to + 16 * z, from[z]);
   }
 
+  // Adds vector z of a type's sum, times the type's factors, to a row.
+  static GTKERN_INLINE void add_along(const Packed& p, int type, int group, int z, F16 along,
+                                      float* to) {
+    const float* table = table_row(p, type, group);
+    if (table) along = simd::mul(along, simd::load(table + 16 * z));
+    simd::store(to + 16 * z, simd::add(along, simd::load(to + 16 * z)));
+  }
+
   static void forward(const Packed& p, std::int64_t begin, std::int64_t end, float* out) {
     const F16 clamp = simd::splat(p.clamp);
     const F16 nothing = simd::splat(-std::numeric_limits<float>::infinity());
@@ -195,48 +275,48 @@ struct PackedKernels {
       for (std::int64_t row = begin; row < end; ++row) std::fill_n(sum_of(row), kRow, 0.f);
       std::fill(totals.begin(), totals.end(), 0.f);
       std::fill(tops.begin(), tops.end(), p.bounded ? 0.f : -FLT_MAX);
-      for_each_segment(
-          *p.edges, p.key_table || p.bias_table, begin, end,
-          [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
-            F16 sum[NZ], scaled[NZ];
-            load_row(sum, sum_of(row));
-            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
-                        scaled);
-            const F16 bias = run_bias(p, g, kind);
-            F16 top = simd::load(tops.data() + (row - begin) * 16);
-            F16 total = simd::load(totals.data() + (row - begin) * 16);
-            if (!p.bounded) {
-              // online softmax, a stretch at a time; its keys are then still in the near cache
-              F16 high = top;
-              for_each_edge_block(p, from, stop, [&](const Block& block) {
-                if (p.prefetch) prefetch_ahead(p, block, keys, values);
-                const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
-                high = simd::max_of(high, simd::select(block.live, score, nothing));
-              });
-              high = simd::all_max<HG>(high);
-              const F16 shrink = simd::exp2(simd::sub(top, high));
-              total = simd::mul(total, shrink);
+      for_each_segment(*p.edges, !kMixed && (p.key_table || p.bias_table), begin, end,
+                       [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
+                         F16 sum[NZ];
+                         load_row(sum, sum_of(row));
+                         const Self scaled(
+                             p, p.self.first + row * p.self.stride + g * p.self.group_stride, g,
+                             kind);
+                         F16 top = simd::load(tops.data() + (row - begin) * 16);
+                         F16 total = simd::load(totals.data() + (row - begin) * 16);
+                         if (!p.bounded) {
+                           // online softmax, a stretch at a time; its keys are then still in the
+                           // near cache
+                           F16 high = top;
+                           for_each_edge_block(p, from, stop, [&](const Block& block) {
+                             if (p.prefetch) prefetch_ahead(p, block, keys, values);
+                             const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
+                             high = simd::max_of(high, simd::select(block.live, score, nothing));
+                           });
+                           high = simd::all_max<HG>(high);
+                           const F16 shrink = simd::exp2(simd::sub(top, high));
+                           total = simd::mul(total, shrink);
 #pragma GCC unroll 16
-              for (int z = 0; z < NZ; ++z) sum[z] = simd::mul(sum[z], shrink);
-              top = high;
-              simd::store(tops.data() + (row - begin) * 16, top);
-            }
-            for (std::int64_t at = from; at < stop; at += kChunk) {
-              const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
-              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                if (p.prefetch && p.bounded) prefetch_ahead(p, block, keys, values);
-                const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
-                F16 weight = simd::keep(block.live, simd::exp2(simd::sub(score, top)));
-                total = simd::add(total, weight);
-                if (p.dropout) weight = simd::mul(weight, keeps(p, g, block));
-                simd::store(weights + (block.at - at) * HG, weight);
-              });
-              add_rows(sum, weights, values, p.gather.stride, p.edges->index + at,
-                       static_cast<int>(end_of_chunk - at));
-            }
-            store_row(sum_of(row), sum);
-            simd::store(totals.data() + (row - begin) * 16, total);
-          });
+                           for (int z = 0; z < NZ; ++z) sum[z] = simd::mul(sum[z], shrink);
+                           top = high;
+                           simd::store(tops.data() + (row - begin) * 16, top);
+                         }
+                         for (std::int64_t at = from; at < stop; at += kChunk) {
+                           const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
+                           for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
+                             if (p.prefetch && p.bounded) prefetch_ahead(p, block, keys, values);
+                             const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
+                             F16 weight = simd::keep(block.live, simd::exp2(simd::sub(score, top)));
+                             total = simd::add(total, weight);
+                             if (p.dropout) weight = simd::mul(weight, keeps(p, g, block));
+                             simd::store(weights + (block.at - at) * HG, weight);
+                           });
+                           add_rows(sum, weights, values, p.gather.stride, p.edges->index + at,
+                                    static_cast<int>(end_of_chunk - at));
+                         }
+                         store_row(sum_of(row), sum);
+                         simd::store(totals.data() + (row - begin) * 16, total);
+                       });
       for (std::int64_t row = begin; row < end; ++row) {
         const F16 top = simd::load(tops.data() + (row - begin) * 16);
         F16 total = simd::all_sum<HG>(simd::load(totals.data() + (row - begin) * 16));
@@ -264,15 +344,14 @@ struct PackedKernels {
     for (int g = 0; g < p.groups; ++g) {
       const float* keys = p.gather.first + g * p.gather.group_stride;
       for_each_segment(
-          *p.edges, p.key_table || p.bias_table, begin, end,
+          *p.edges, !kMixed && (p.key_table || p.bias_table), begin, end,
           [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
             float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
-            const F16 lse = simd::repeat<HG>(statistics), bias = run_bias(p, g, kind);
-            F16 scaled[NZ];
-            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
-                        scaled);
+            const F16 lse = simd::repeat<HG>(statistics);
+            const Self scaled(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g,
+                              kind);
             for_each_edge_block(p, from, stop, [&](const Block& block) {
-              const F16 score = clamped(scores_of(scaled, bias, p, keys, g, block), clamp);
+              const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
               simd::store(lanes, simd::exp2(simd::sub(score, lse)));
               for (int e = 0; e < block.n; ++e) {
                 const std::int64_t place = p.edges->id(block.at + e) * p.heads + g * HG;
@@ -298,23 +377,20 @@ struct PackedKernels {
       const float* keys = p.gather.first + g * p.gather.group_stride;
       const float* values = p.gather.second + g * p.gather.group_stride;
       for_each_segment(
-          *p.edges, p.key_table || p.bias_table, begin, end,
+          *p.edges, !kMixed && (p.key_table || p.bias_table), begin, end,
           [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
             const float* self = p.self.first + row * p.self.stride + g * p.self.group_stride;
             const float* statistics = p.statistics + (row * p.groups + g) * 2 * HG;
             const F16 lse = simd::repeat<HG>(statistics), delta = simd::repeat<HG>(statistics + HG);
-            const F16 bias = run_bias(p, g, kind);
-            F16 scaled[NZ], grad[NZ], sum[NZ], ds_sum = simd::zero();
-            scaled_self(p, self, g, kind, scaled);
+            const Self scaled(p, self, g, kind);
+            F16 grad[NZ], ds_sum = simd::zero();
             load_row(grad, p.self.second + row * p.self.stride + g * p.self.group_stride);
-#pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
+            Sums sums(scaled.rows);
             for (std::int64_t at = from; at < stop; at += kChunk) {
               const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 if (p.prefetch) prefetch_ahead(p, block, keys, values);
-                simd::store(ds_of + (block.at - at) * HG,
-                            scores_of(scaled, bias, p, keys, g, block));
+                simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, keys, g, block));
               });
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 float* place = ds_of + (block.at - at) * HG;
@@ -328,27 +404,31 @@ struct PackedKernels {
                 ds_sum = simd::add(ds_sum, ds);
                 simd::store(place, ds);
               });
-              add_rows(sum, ds_of, keys, p.gather.stride, p.edges->index + at,
-                       static_cast<int>(end_of_chunk - at));
+              sums.add(scaled, ds_of, p, keys, at, static_cast<int>(end_of_chunk - at));
+              for (std::int64_t e = at; kMixed && bias_table && e < end_of_chunk; ++e) {
+                float* table = bias_table + p.edges->type[e] * p.heads + g * HG;
+                for (int h = 0; h < HG; ++h) table[h] += p.bias_factor * ds_of[(e - at) * HG + h];
+              }
               for (std::int64_t e = at; bias_edge && e < end_of_chunk; ++e) {
                 float* place = bias_edge + p.edges->id(e) * p.heads + g * HG;
                 for (int h = 0; h < HG; ++h) place[h] = p.bias_factor * ds_of[(e - at) * HG + h];
               }
             }
-            const std::int64_t entry = (std::int64_t{kind} * p.groups + g) * kRow;
             float* to = first ? first + ((row - begin) * p.groups + g) * kRow : nullptr;
+            for (int r = 0; r < scaled.rows; ++r) {
+              const int type = kMixed ? r : kind;
+              float* table = key_table + (std::int64_t{type} * p.groups + g) * kRow;
 #pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) {
-              F16 along = simd::mul(sum[z], factor);
-              if (key_table) {
-                float* table = key_table + entry + 16 * z;
-                simd::store(table, simd::fma(along, simd::load(self + 16 * z), simd::load(table)));
+              for (int z = 0; z < NZ; ++z) {
+                F16 along = simd::mul(sums.of[r * NZ + z], factor);
+                if (key_table) {
+                  simd::store(table + 16 * z, simd::fma(along, simd::load(self + 16 * z),
+                                                        simd::load(table + 16 * z)));
+                }
+                if (to) add_along(p, type, g, z, along, to);
               }
-              if (!to) continue;
-              if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
-              simd::store(to + 16 * z, simd::add(along, simd::load(to + 16 * z)));
             }
-            if (bias_table) {
+            if (bias_table && !kMixed) {
               simd::store(lanes, simd::all_sum<HG>(ds_sum));
               float* table = bias_table + std::int64_t{kind} * p.heads + g * HG;
               for (int h = 0; h < HG; ++h) table[h] += p.bias_factor * lanes[h];
@@ -369,26 +449,23 @@ struct PackedKernels {
       const float* queries = p.gather.first + g * p.gather.group_stride;
       const float* grads = p.gather.second + g * p.gather.group_stride;
       for_each_segment(
-          *p.edges, p.key_table || p.bias_table, begin, end,
+          *p.edges, !kMixed && (p.key_table || p.bias_table), begin, end,
           [&](std::int64_t row, std::int64_t from, std::int64_t stop, int kind) {
-            const F16 bias = run_bias(p, g, kind);
             float* to = first + ((row - begin) * p.groups + g) * kRow;
             float* to_second = second + ((row - begin) * p.groups + g) * kRow;
-            F16 scaled[NZ], value[NZ], sum[NZ], value_sum[NZ];
-            scaled_self(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g, kind,
-                        scaled);
+            const Self scaled(p, p.self.first + row * p.self.stride + g * p.self.group_stride, g,
+                              kind);
+            Sums sums(scaled.rows);
+            F16 value[NZ], value_sum[NZ];
             load_row(value, p.self.second + row * p.self.stride + g * p.self.group_stride);
             load_row(value_sum, to_second);
-#pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) sum[z] = simd::zero();
             for (std::int64_t at = from; at < stop; at += kChunk) {
               const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
               const int n = static_cast<int>(end_of_chunk - at);
               const std::int32_t* index = p.edges->index + at;
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 if (p.prefetch) prefetch_ahead(p, block, queries, grads);
-                simd::store(ds_of + (block.at - at) * HG,
-                            scores_of(scaled, bias, p, queries, g, block));
+                simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, queries, g, block));
               });
               for (int e = 0; e < n; ++e) {
                 const float* pair = p.statistics + index[e] * statistics_stride + g * 2 * HG;
@@ -412,29 +489,37 @@ struct PackedKernels {
                 simd::store(ds_of + lane, simd::keep(simd::within(raw, clamp), ds));
                 simd::store(kept_of + lane, kept);
               });
-              add_rows(sum, ds_of, queries, p.gather.stride, index, n);
+              sums.add(scaled, ds_of, p, queries, at, n);
               add_rows(value_sum, kept_of, grads, p.gather.stride, index, n);
             }
             store_row(to_second, value_sum);
-            const std::int64_t entry = (std::int64_t{kind} * p.groups + g) * kRow;
+            for (int r = 0; r < scaled.rows; ++r) {
 #pragma GCC unroll 16
-            for (int z = 0; z < NZ; ++z) {
-              F16 along = simd::mul(sum[z], factor);
-              if (p.key_table) along = simd::mul(along, simd::load(p.key_table + entry + 16 * z));
-              simd::store(to + 16 * z, simd::add(along, simd::load(to + 16 * z)));
+              for (int z = 0; z < NZ; ++z) {
+                const F16 along = simd::mul(sums.of[r * NZ + z], factor);
+                add_along(p, kMixed ? r : kind, g, z, along, to);
+              }
             }
           });
     }
   }
 
-  static constexpr Kernels kTable{NZ, &forward, &scores, &by_destination, &by_source};
+  static const Kernels* mixed() {
+    if constexpr (kMixed) {
+      return nullptr;
+    } else {
+      return &PackedKernels<HG, NZ, true>::kTable;
+    }
+  }
+
+  static constexpr Kernels kTable{NZ, &mixed, &forward, &scores, &by_destination, &by_source};
 };
 
 // The narrowest of the instantiated widths that holds `vectors`.
 template <int HG, int... Widths>
 const Kernels* narrowest(int vectors) {
   const Kernels* found = nullptr;
-  ((found = !found && Widths >= vectors ? &PackedKernels<HG, Widths>::kTable : found), ...);
+  ((found = !found && Widths >= vectors ? &PackedKernels<HG, Widths, false>::kTable : found), ...);
   return found;
 }
 
