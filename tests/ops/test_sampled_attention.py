@@ -316,7 +316,6 @@ ROOM = Room(
     relabel=relabel,
     join=join,
     saved_bytes=saved_bytes,
-    backends=("reference", "cpu"),
     bad=BAD,
 )
 
