@@ -569,7 +569,7 @@ def test_places_by_source_are_the_graphs_transpose(
         assert torch.equal(found.edge_type[:count], kind.flatten()[found.edge_id[:count]])
     used = found.heavy[:, 0] >= 0
     assert torch.equal(found.heavy[used], transpose.heavy)
-    assert bool((found.heavy[~used] == -1).all()) and bool((used.diff() <= 0).all())
+    assert bool((found.heavy[~used] == -1).all()) and bool((used.int().diff() <= 0).all())
 
 
 @pytest.mark.large

@@ -28,5 +28,6 @@ def group_by_source(neighbors: Tensor, edge_type: Tensor, num_src: int) -> Adjac
     rows = torch.arange(num_src + 1, dtype=torch.int32, device=flat.device)
     ptr = torch.searchsorted(source, rows)
     destination = (place // max(neighbors.size(1), 1)).to(torch.int32)
-    types = edge_type.flatten()[place] if edge_type.numel() else edge_type
+    types = edge_type.flatten()
+    types = types[place] if types.numel() else types
     return Adjacency(ptr, destination, place, types, heavy_items(ptr, flat.numel()))
