@@ -4,10 +4,10 @@
 //
 // Who works on what. A team of 2^n lanes of one warp owns one (item, head); an item is a row with
 // at most kHeavyRowEdges edges, or a piece of a heavier row; a row of a fixed number of places is
-// one item, however many they are. Inside a team, groups of `lanes` lanes
-// each own every (team / lanes)-th edge of the item: a lane holds 16 bytes of a row (two times 16
-// for fp32 rows wider than 128), so a group reads K[j, h, :] as one contiguous run. Teams of a
-// row's heads are neighbours, so a warp reads all heads of an edge together.
+// one item, however many they are. Inside a team, groups of `lanes` lanes each own every
+// (team / lanes)-th edge of the item: a lane holds 16 bytes of a row (two times 16 for fp32 rows
+// wider than 128), so a group reads K[j, h, :] as one contiguous run. Teams of a row's heads are
+// neighbours, so a warp reads all heads of an edge together.
 //
 // Every warp step thus moves up to 32 x 16 bytes for each of two gathered rows and each unrolled
 // edge; that, not arithmetic (1 to 2 flop/B), is what the kernels are built around: all gathers of
@@ -283,7 +283,7 @@ __device__ __forceinline__ void store_slice(T* row, const Seat& seat, int width,
 }
 
 // The row of one side of every product, with the multiplier of the current edge type folded in.
-// Types rise inside a row, so the table is read a few times a row, not once an edge.
+// Where types rise inside a row, the table is read a few times a row, not once an edge.
 template <int ACCESS, int CHUNKS, int SIZE>
 struct ScaledByType {
   Slice<CHUNKS, SIZE> plain;
