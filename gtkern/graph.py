@@ -35,14 +35,15 @@ def heavy_items(ptr: Tensor, edges: int) -> Tensor:
     if not most:
         return ptr.new_empty((0, 3))
     degree = ptr.diff()
-    pieces = (degree + HEAVY_ROW_EDGES - 1) // HEAVY_ROW_EDGES * (degree > HEAVY_ROW_EDGES)
+    pieces = (degree + (HEAVY_ROW_EDGES - 1)) // HEAVY_ROW_EDGES * (degree > HEAVY_ROW_EDGES)
     after = pieces.cumsum(0)
+    before = after - pieces
     number = torch.arange(most, device=ptr.device)
     row = torch.searchsorted(after, number, right=True)
     used = row < rows
     row = row.clamp(max=rows - 1)
-    begin = ptr[row] + (number - after[row] + pieces[row]) * HEAVY_ROW_EDGES
-    end = torch.minimum(begin + HEAVY_ROW_EDGES, ptr[row + 1])
+    begin = ptr[row] + (number - before[row]) * HEAVY_ROW_EDGES
+    end = torch.minimum(begin + HEAVY_ROW_EDGES, ptr[1:][row])
     return torch.where(used[:, None], torch.stack((row, begin, end), dim=1), -1)
 
 
