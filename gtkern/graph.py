@@ -9,13 +9,42 @@ from torch import Tensor
 
 from gtkern import _native
 
-__all__ = ["HEAVY_ROW_EDGES", "Adjacency", "Graph"]
+__all__ = ["HEAVY_ROW_EDGES", "Adjacency", "Graph", "heavy_items"]
 
 HEAVY_ROW_EDGES = 1024
 """GPU kernels split rows with more edges than this into items of at most this many."""
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 _MAX_NODES = 2**31 - 1
+
+
+def heavy_items(ptr: Tensor, edges: int) -> Tensor:
+    """Cut the rows with more than HEAVY_ROW_EDGES edges, without waiting for the device.
+
+    Args:
+        ptr: int64 [rows + 1].
+        edges: at least ptr[-1].
+
+    Returns:
+        int64 [M, 3]: (row, begin, end) of the pieces, in order, then (-1, -1, -1). M depends on
+        `edges` alone: as many as that many edges can make.
+    """
+    rows = ptr.numel() - 1
+    # a row of HEAVY_ROW_EDGES + 1 edges makes two, and no row makes more for each of its edges
+    most = 2 * edges // (HEAVY_ROW_EDGES + 1) if edges > HEAVY_ROW_EDGES and rows else 0
+    if not most:
+        return ptr.new_empty((0, 3))
+    degree = ptr.diff()
+    pieces = (degree + (HEAVY_ROW_EDGES - 1)) // HEAVY_ROW_EDGES * (degree > HEAVY_ROW_EDGES)
+    after = pieces.cumsum(0)
+    before = after - pieces
+    number = torch.arange(most, device=ptr.device)
+    row = torch.searchsorted(after, number, right=True)
+    used = row < rows
+    row = row.clamp(max=rows - 1)
+    begin = ptr[row] + (number - before[row]) * HEAVY_ROW_EDGES
+    end = torch.minimum(begin + HEAVY_ROW_EDGES, ptr[1:][row])
+    return torch.where(used[:, None], torch.stack((row, begin, end), dim=1), -1)
 
 
 class Adjacency(NamedTuple):
@@ -148,7 +177,11 @@ class Graph:
         types, num_edge_types = _check_edge_type(edge_type, col.numel(), col.device)
         empty = row_ptr.new_empty(0)
         csr = Adjacency(
-            row_ptr.contiguous(), col.to(torch.int32).contiguous(), empty, types, _heavy(row_ptr)
+            row_ptr.contiguous(),
+            col.to(torch.int32).contiguous(),
+            empty,
+            types,
+            _heavy(row_ptr, col.numel()),
         )
         return cls(csr, sizes, num_edge_types)
 
@@ -334,7 +367,7 @@ def _group_edges(
         ptr, index, order, types = _group_edges_torch(key, value, edge_type, rows, values > 0)
     if edge_id.numel():
         order = edge_id[order] if order.numel() else edge_id.clone()
-    return ptr, index, order, types, _heavy(ptr)
+    return ptr, index, order, types, _heavy(ptr, index.numel())
 
 
 def _group_edges_torch(
@@ -376,17 +409,10 @@ def _group(
     return Adjacency(*torch.ops.gtkern.group_edges(key, value, edge_id, edge_type, rows, values))
 
 
-def _heavy(ptr: Tensor) -> Tensor:
-    """int64 [M, 3]: (row, begin, end) of the pieces of rows above HEAVY_ROW_EDGES, in order."""
-    degree = ptr.diff()
-    rows = (degree > HEAVY_ROW_EDGES).nonzero().flatten()
-    pieces = (degree[rows] + HEAVY_ROW_EDGES - 1) // HEAVY_ROW_EDGES
-    row = torch.repeat_interleave(rows, pieces)
-    first = torch.repeat_interleave(pieces.cumsum(0) - pieces, pieces)
-    number = torch.arange(row.numel(), device=ptr.device) - first
-    begin = ptr[row] + number * HEAVY_ROW_EDGES
-    end = torch.minimum(begin + HEAVY_ROW_EDGES, ptr[row + 1])
-    return torch.stack((row, begin, end), dim=1)
+def _heavy(ptr: Tensor, edges: int) -> Tensor:
+    """`heavy_items` without those that are not used, for what is made once and kept."""
+    items = heavy_items(ptr, edges)
+    return items[items[:, 0] >= 0]
 
 
 def _check_index_dtype(name: str, tensor: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -13,7 +14,7 @@ from hypothesis import strategies
 from torch import Tensor
 
 from gtkern import Graph, _native
-from gtkern.graph import HEAVY_ROW_EDGES, Adjacency, _group_edges_torch
+from gtkern.graph import HEAVY_ROW_EDGES, Adjacency, _group_edges_torch, heavy_items
 from gtkern.testing import LAWS, random_edges, random_graph
 
 EDGES = [[2, 0, 1, 2, 0, 2], [1, 1, 0, 1, 2, 1]]
@@ -252,6 +253,30 @@ def test_heavy_items_cover_heavy_rows_exactly(edges_of_row: int) -> None:
     assert list(covered) == expected
     for row, positions in covered.items():
         assert positions == list(range(int(ptr[row]), int(ptr[row + 1])))
+
+
+def test_kernels_and_graphs_agree_what_is_heavy() -> None:
+    header = Path(__file__).parents[1] / "csrc/common/attention/gpu_common.cuh"
+    found = re.findall(r"kHeavyRowEdges = (\d+);", header.read_text())
+    assert found == [str(HEAVY_ROW_EDGES)]
+
+
+@pytest.mark.parametrize("counts", [[], [0], [1024, 7], [1025] * 4, [5000, 0, 2048, 1, 2049]])
+def test_heavy_items_need_only_know_the_number_of_edges(counts: list[int]) -> None:
+    ptr = torch.tensor([0, *counts]).cumsum(0)
+    edges = sum(counts)
+    exact = heavy_items(ptr, edges)
+    assert exact.shape == heavy_items(torch.zeros_like(ptr), edges).shape
+    more = heavy_items(ptr, edges + 5000)
+    expected = [
+        [row, begin, min(begin + HEAVY_ROW_EDGES, int(ptr[row + 1]))]
+        for row, count in enumerate(counts)
+        if count > HEAVY_ROW_EDGES
+        for begin in range(int(ptr[row]), int(ptr[row + 1]), HEAVY_ROW_EDGES)
+    ]
+    for items in (exact, more):
+        assert items[: len(expected)].tolist() == expected
+        assert bool((items[len(expected) :] == -1).all())
 
 
 def test_transpose_has_heavy_rows_of_its_own() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import gtkern
 from gtkern import Graph, _backends
-from gtkern.ops.sparse_attention.types import Needs, Options, Terms
+from gtkern.ops._attention import Needs, Options, Terms
 
 ARCHITECTURES = (80, 90)
 SPILLED_BYTES = 64
@@ -91,14 +91,21 @@ def compile_all(architecture: int) -> None:
         return kernel
 
     JITFunction.run = compile_only
-    launch_sparse_attention(
+    launch_attention(
         torch.bfloat16, heads=4, width=28, types=3, edge_width=0, hub=2000, clamp=5.0, scores=True
     )
+    launch_attention(
+        torch.float32, heads=2, width=28, types=3, edge_width=0, degree=5, clamp=8.0, scores=True
+    )
     if architecture == ARCHITECTURES[0]:
-        launch_sparse_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
+        launch_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
+        launch_attention(torch.bfloat16, heads=1, width=128, types=0, edge_width=0, degree=10)
     else:
-        launch_sparse_attention(
+        launch_attention(
             torch.float16, heads=8, width=64, types=0, edge_width=16, dropout=0.1, eps=1e-6
+        )
+        launch_attention(
+            torch.float16, heads=8, width=32, types=0, edge_width=16, degree=15, dropout=0.1
         )
 
 
@@ -115,27 +122,44 @@ def _resources(cubin: bytes) -> tuple[int, str]:
     return int(found[1]) + int(found[2]), found[0]
 
 
-def launch_sparse_attention(
+def launch_attention(
     dtype: torch.dtype,
     heads: int,
     width: int,
     types: int,
     edge_width: int,
     hub: int = 0,
+    degree: int = 0,
     clamp: float = math.inf,
     dropout: float = 0.0,
     eps: float = 0.0,
     scores: bool = False,
 ) -> None:
-    """Forward and backward of one call; a hub also gives node 0 that many edges each way."""
-    from gtkern.ops.sparse_attention import triton as backend
+    """Forward and backward of one call.
 
-    nodes, edges = 64, 256 + 2 * hub
-    ends = torch.randint(nodes, (2, edges))
-    ends[1, :hub] = 0
-    ends[0, hub : 2 * hub] = 0
-    kinds = torch.randint(types, (edges,)) if types else None
-    graph = Graph.from_edge_index(ends, nodes, edge_type=kinds)
+    Args:
+        hub: gives node 0 that many edges each way.
+        degree: rows of that many places, as sampled_attention has them; 0: those of a graph.
+    """
+    from gtkern.ops.sampled_attention import triton as sampled
+    from gtkern.ops.sparse_attention import triton as sparse
+
+    nodes = 256 if degree else 64
+    if degree:
+        lead: tuple[int, ...] = (nodes, degree)
+        neighbors = torch.randint(-1, nodes, lead, dtype=torch.int32)
+        kind = torch.randint(max(types, 1), lead if types else (0,), dtype=torch.uint8)
+        backend: Any = sampled
+        forward = backward = (neighbors, kind)
+    else:
+        lead = (256 + 2 * hub,)
+        ends = torch.randint(nodes, (2, *lead))
+        ends[1, :hub] = 0
+        ends[0, hub : 2 * hub] = 0
+        kinds = torch.randint(types, lead) if types else None
+        graph = Graph.from_edge_index(ends, nodes, edge_type=kinds)
+        backend = sparse
+        forward, backward = (graph.csr,), (graph.csr, graph.csc)
 
     def empty(*shape: int, of: torch.dtype = dtype, needed: Any = True) -> Tensor | None:
         return torch.empty(shape, dtype=of) if needed else None
@@ -144,13 +168,13 @@ def launch_sparse_attention(
     terms = Terms(
         key_table=empty(types, heads, width, of=torch.float32, needed=types),
         bias_table=empty(types, heads, of=torch.float32, needed=types),
-        key_edge=empty(edges, heads, width, of=torch.float32, needed=edge_width),
-        bias_edge=empty(edges, heads, of=torch.float32, needed=edge_width),
+        key_edge=empty(*lead, heads, width, of=torch.float32, needed=edge_width),
+        bias_edge=empty(*lead, heads, of=torch.float32, needed=edge_width),
         edge_query=empty(nodes, heads, edge_width, needed=edge_width),
-        edge_attr=empty(edges, edge_width, needed=edge_width),
+        edge_attr=empty(*lead, edge_width, needed=edge_width),
     )
     options = Options(width**-0.5, clamp, 1.0, dropout, eps, 2**40)
-    result = backend.forward(q, k, v, graph.csr, terms, options, scores)
+    result = backend.forward(q, k, v, *forward, terms, options, scores)
     backend.backward(
         result.out,
         result.edge_out if edge_width else None,
@@ -161,8 +185,7 @@ def launch_sparse_attention(
         result.out,
         result.edge_out,
         result.lse,
-        graph.csr,
-        graph.csc,
+        *backward,
         terms,
         options,
         Needs(True, True, True, *(term is not None for term in terms)),

@@ -98,12 +98,13 @@ class Grouped {
   std::vector<std::uint8_t> type_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& neighbors,
-    const Tensor& edge_type, const OptionalTensor& key_table, const OptionalTensor& bias_table,
-    const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
-    const OptionalTensor& edge_query, const OptionalTensor& edge_attr, double scale, double clamp,
-    double temperature, double dropout, double eps, std::int64_t seed, bool return_scores) {
+attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& neighbors, const Tensor& edge_type,
+                               const OptionalTensor& key_table, const OptionalTensor& bias_table,
+                               const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
+                               const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
+                               double scale, double clamp, double temperature, double dropout,
+                               double eps, std::int64_t seed, bool return_scores) {
   const Grouped rows = Grouped::by_destination(neighbors, edge_type);
   std::vector<std::int64_t> scores_sizes;
   if (return_scores) scores_sizes = {neighbors.size(0), neighbors.size(1), q.size(1)};
@@ -117,11 +118,12 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
                                 const OptionalTensor& grad_scores, const Tensor& q, const Tensor& k,
                                 const Tensor& v, const Tensor& out, const Tensor&,
                                 const Tensor& lse, const Tensor& neighbors, const Tensor& edge_type,
-                                const OptionalTensor& key_table, const OptionalTensor& bias_table,
-                                const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
-                                const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
-                                double scale, double clamp, double temperature, double dropout,
-                                double eps, std::int64_t seed, std::int64_t needs) {
+                                const std::vector<Tensor>&, const OptionalTensor& key_table,
+                                const OptionalTensor& bias_table, const OptionalTensor& key_edge,
+                                const OptionalTensor& bias_edge, const OptionalTensor& edge_query,
+                                const OptionalTensor& edge_attr, double scale, double clamp,
+                                double temperature, double dropout, double eps, std::int64_t seed,
+                                std::int64_t needs) {
   const Grouped rows = Grouped::by_destination(neighbors, edge_type);
   const Grouped columns = Grouped::by_source(rows, k.size(0), neighbors.size(1));
   return attention::call_backward(

@@ -16,13 +16,14 @@ attention::Edges edges_of(const Tensor& ptr, const Tensor& index, const Tensor& 
           pointer_or_null<std::int64_t>(edge_id), pointer_or_null<std::uint8_t>(edge_type)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& row_ptr, const Tensor& col,
-    const Tensor& edge_id, const Tensor& edge_type, const Tensor&, const OptionalTensor& key_table,
-    const OptionalTensor& bias_table, const OptionalTensor& key_edge,
-    const OptionalTensor& bias_edge, const OptionalTensor& edge_query,
-    const OptionalTensor& edge_attr, double scale, double clamp, double temperature, double dropout,
-    double eps, std::int64_t seed, bool return_scores) {
+attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& row_ptr, const Tensor& col, const Tensor& edge_id,
+                               const Tensor& edge_type, const Tensor&,
+                               const OptionalTensor& key_table, const OptionalTensor& bias_table,
+                               const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
+                               const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
+                               double scale, double clamp, double temperature, double dropout,
+                               double eps, std::int64_t seed, bool return_scores) {
   std::vector<std::int64_t> scores_sizes;
   if (return_scores) scores_sizes = {col.numel(), q.size(1)};
   return attention::call_forward(

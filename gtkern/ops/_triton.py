@@ -45,8 +45,9 @@ def store_pairs(base_ptr, row, offs_h, mask_eh, tile, H: tl.constexpr):
 
 @triton.jit
 def load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e):
-    """The other end, the caller's number and the type of the edges at positions `offs_e`: int64."""
-    other = tl.load(index_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
+    """The other end, the caller's number and the type of the edges at positions `offs_e`: int64;
+    and `mask_e` without the positions that hold no edge."""
+    other = tl.load(index_ptr + offs_e, mask=mask_e, other=-1).to(tl.int64)
     if edge_id_ptr is not None:
         edge = tl.load(edge_id_ptr + offs_e, mask=mask_e, other=0)
     else:
@@ -55,7 +56,7 @@ def load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e):
         kind = tl.load(edge_type_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
     else:
         kind = tl.zeros_like(other)
-    return other, edge, kind
+    return other, edge, kind, other >= 0
 
 
 @triton.jit
@@ -116,8 +117,9 @@ def merge_sum_kernel(
 ):  # fmt: skip
     """Sum the partial rows [M, WIDTH] of each heavy row, in order, into its row of out."""
     slot = tl.program_id(0).to(tl.int64)
-    row = tl.load(heavy_ptr + slot * 3)
+    row = tl.maximum(tl.load(heavy_ptr + slot * 3), 0)
     begin = tl.load(ptr_ptr + row)
+    # an item that is not used begins nowhere
     if tl.load(heavy_ptr + slot * 3 + 1) != begin:
         return
     stop = slot + (tl.load(ptr_ptr + row + 1) - begin + HEAVY - 1) // HEAVY

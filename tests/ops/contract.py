@@ -9,6 +9,7 @@ what only that room promises.
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -210,6 +211,12 @@ def assert_bit_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
         assert value.dtype == other.dtype and value.shape == other.shape, name
         differ = (value != other) & ~(value.isnan() & other.isnan())
         assert not differ.any(), f"{name}: {int(differ.sum())} of {value.numel()} values differ"
+
+
+def lazy_zeros(rows: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages take no memory until they are written."""
+    space = mmap.mmap(-1, rows * heads * width * dtype.itemsize)
+    return torch.frombuffer(space, dtype=dtype).view(rows, heads, width)
 
 
 def graph_edges(others: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import mmap
 from typing import Any
 
 import hypothesis
@@ -26,6 +25,7 @@ from contract import (
     graph_join,
     graph_relabel,
     graph_structure,
+    lazy_zeros,
     oracle,
     pairs,
     run,
@@ -584,12 +584,6 @@ def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.d
     (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
     with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
         torch.autograd.grad(first.square().sum(), leaves["k"])
-
-
-def lazy_zeros(rows: int, heads: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Zeros whose pages take no memory until they are written."""
-    space = mmap.mmap(-1, rows * heads * width * dtype.itemsize)
-    return torch.frombuffer(space, dtype=dtype).view(rows, heads, width)
 
 
 @pytest.mark.large

@@ -20,11 +20,6 @@ namespace gtkern::attention {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The optional inputs of a score; everything by edge is in the order of Edges::id.
-struct Terms {
-  const OptionalTensor &key_table, &bias_table, &key_edge, &bias_edge, &edge_query, &edge_attr;
-};
-
 // Calls f with a (T, A) pair of null pointers that name the dtypes.
 template <class F>
 inline void dispatch(ScalarType dtype, const F& f) {
@@ -48,8 +43,7 @@ Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   in.heads = static_cast<int>(q.size(1));
   in.width = static_cast<int>(q.size(2));
   in.value_width = static_cast<int>(v.size(2));
-  in.attr_width =
-      terms.edge_attr ? static_cast<int>(terms.edge_attr->size(terms.edge_attr->dim() - 1)) : 0;
+  in.attr_width = terms.attr_width();
   in.types = terms.key_table    ? static_cast<int>(terms.key_table->size(0))
              : terms.bias_table ? static_cast<int>(terms.bias_table->size(0))
                                 : 1;
@@ -69,9 +63,9 @@ Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 // (out, edge_out, lse, scores); scores has `scores_sizes`, or no elements when those are empty.
 // `sparse_places`: some places of per-edge results belong to no edge and must read 0.
-inline std::tuple<Tensor, Tensor, Tensor, Tensor> call_forward(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Edges& csr, const Terms& terms,
-    const Numbers& numbers, const std::vector<std::int64_t>& scores_sizes, bool sparse_places) {
+inline FourTensors call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Edges& csr,
+                                const Terms& terms, const Numbers& numbers,
+                                const std::vector<std::int64_t>& scores_sizes, bool sparse_places) {
   const ScalarType dtype = q.scalar_type();
   const ScalarType sums = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor out = new_output(q, {q.size(0), q.size(1), v.size(2)}, dtype);
@@ -93,9 +87,6 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> call_forward(
   });
   return {out, edge_out, lse, scores};
 }
-
-using NineTensors =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The gradients of q, k, v and the six terms; bit b of `needs` asks for number b.
 inline NineTensors call_backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "common/attention/call.h"
+
 namespace gtkern::attention {
 
 // One grouping of the edges; null edge_id is the identity, null type is type 0 everywhere.
@@ -44,11 +46,6 @@ inline void for_each_segment(const Edges& edges, bool by_type, std::int64_t begi
     }
   }
 }
-
-struct Numbers {
-  double scale = 1, clamp = 0, temperature = 1, dropout = 0, eps = 0;
-  std::uint64_t seed = 0;
-};
 
 // T is the dtype of q, k, v; A that of sums, tables and lse (float, or double with double).
 template <class T, class A>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from gtkern.ops.sampled_attention.native import Native
 
 __all__ = ["sampled_attention"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 RELEASED = "spexphormer-release"
 
 
@@ -81,7 +82,7 @@ def sampled_attention(
         compat: "spexphormer-release" computes the products of q and k as the released code of
             Spexphormer does, which mixes heads with places where H > 1 (README.md): for running
             its checkpoints. Reference backend only.
-        backend: "auto", "reference" or "cpu"; a named one never falls back.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; a named one never falls back.
 
     Returns:
         out [N_dst, H, Dv]; then, where asked for, Σ dropout(a) edge_attr [N_dst, H, De] (with
@@ -284,6 +285,13 @@ torch.library.define(
 )
 
 
+def _load(backend: str) -> Any:
+    """What has `forward` and `backward` of a backend; triton is imported only here."""
+    if backend == "triton":
+        return importlib.import_module("gtkern.ops.sampled_attention.triton")
+    return Native(backend)
+
+
 @torch.library.impl("gtkern::sampled_attention_fwd", "CompositeExplicitAutograd")
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, neighbors: Tensor, edge_type: Tensor,
@@ -298,7 +306,7 @@ def _forward(
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
     terms = _attention.widened(terms, q)
     return tuple(
-        Native(backend).forward(q, k, v, neighbors, edge_type, terms, options, return_scores)
+        _load(backend).forward(q, k, v, neighbors, edge_type, terms, options, return_scores)
     )
 
 
@@ -315,7 +323,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
-    gradients = Native(backend).backward(
+    gradients = _load(backend).backward(
         grad_out.contiguous(),
         None if grad_edge_out is None else grad_edge_out.contiguous(),
         None if grad_scores is None else grad_scores.contiguous(),

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "sparse_attention/cuda_common.cuh"
+#include "common/attention/gpu_common.cuh"
 
-namespace gtkern::sparse_attention {
+namespace gtkern::attention::gpu {
 
 // Rows that pieces of a heavy row left, and where their sum goes.
 template <typename T>
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const int64_t begin = blockIdx.x / heads;
   const int head = static_cast<int>(blockIdx.x % heads);
   const int64_t row = p.heavy[3 * begin];
-  if (begin > 0 && p.heavy[3 * (begin - 1)] == row) return;
+  if (row < 0 || (begin > 0 && p.heavy[3 * (begin - 1)] == row)) return;
   // pieces are in the order of their rows: the first of a later row ends this one
   int64_t end = begin + 1;
   for (int64_t high = p.num_heavy; end < high;) {
@@ -112,4 +112,4 @@ static __global__ void __launch_bounds__(kThreads)
   if (thread < kSumColumns && column < columns) out[part * columns + column] = sum;
 }
 
-}  // namespace gtkern::sparse_attention
+}  // namespace gtkern::attention::gpu

@@ -1,9 +1,12 @@
-"""The Triton kernels of sparse_attention.
+"""The Triton kernels of softmax attention.
 
 A program owns BLOCK_R rows (or pieces of heavy rows: both are called slots) and a group of heads,
 walks the rows' edges side by side in tiles of BLOCK_R x BLOCK_E places, and alone writes its
 results: no atomics. Running maxima and sums are kept for each place of a tile, and meet across
 places only once, after the last tile.
+
+A row's edges lie between two entries of ptr, or, where ptr is None, in its own `degree` places, of
+which some may hold no edge: their index is -1.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -26,14 +29,24 @@ from gtkern.ops._triton import (
 
 @triton.jit
 def _range(
-    slot, count, ptr_ptr, heavy_ptr, H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr
+    slot, count, ptr_ptr, degree, heavy_ptr,
+    H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
 ):  # fmt: skip
-    """Row, first and last edge and heads of slots; a heavy row has none, for its pieces to do."""
+    """Row, first and last edge and heads of slots; a heavy row has none, for its pieces to do.
+
+    A row of `degree` places is never heavy. An item with row -1 is not used.
+    """
     mask = slot < count
     if ITEMS:
-        row = tl.load(heavy_ptr + slot * 3, mask=mask, other=0)
+        row = tl.load(heavy_ptr + slot * 3, mask=mask, other=-1)
         begin = tl.load(heavy_ptr + slot * 3 + 1, mask=mask, other=0)
         end = tl.load(heavy_ptr + slot * 3 + 2, mask=mask, other=0)
+        heads = tl.where(row >= 0, H, 0)
+        row = tl.maximum(row, 0)
+    elif ptr_ptr is None:
+        row = slot
+        begin = slot * degree
+        end = begin + tl.where(mask, degree, 0)
         heads = tl.where(mask, H, 0)
     else:
         row = slot
@@ -65,9 +78,9 @@ def _sum_heads(
     return tl.sum(tl.reshape(tile, [BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D]), 1)
 
 
-@triton.jit(do_not_specialize=["count", "threshold", "seed"])
+@triton.jit(do_not_specialize=["count", "degree", "threshold", "seed"])
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
+    q_ptr, k_ptr, v_ptr, ptr_ptr, degree, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     out_ptr, edge_out_ptr, lse_ptr, total_ptr, scores_ptr,
     count, scale, clamp, temperature, threshold, keep_scale, seed, log2_eps,
@@ -83,7 +96,7 @@ def forward_kernel(
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -101,9 +114,10 @@ def forward_kernel(
         edge_out = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DE], tl.float32)
     for start in range(0, longest, BLOCK_E):
         offs_e = begin + start + lane
-        mask_e = offs_e < end
+        other, edge, kind, mask_e = load_edges(
+            index_ptr, edge_id_ptr, edge_type_ptr, offs_e, offs_e < end
+        )
         mask_eh = mask_e[:, None] & mask_h
-        other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
         key = load_heads(k_ptr, other, offs_h, offs_d, mask_eh, H, D)
         value = load_heads(v_ptr, other, offs_h, offs_dv, mask_eh, H, DV)
         key = scale_keys(
@@ -142,7 +156,7 @@ def forward_kernel(
     total = _sum_pairs(total * fade, BLOCK_R, BLOCK_E, BLOCK_H)
     out = _sum_heads(out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
     if ITEMS:
         store_pairs(lse_ptr, slot, offs_h, mask_h, top, H)
@@ -216,16 +230,16 @@ def merge_forward_kernel(
         store_heads(edge_out_ptr, place, offs_h, offs_de, mask, edge_out, H, DE)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "degree"])
 def normalize_kernel(
-    ptr_ptr, edge_id_ptr, heavy_ptr, lse_ptr, scores_ptr, count,
+    ptr_ptr, degree, index_ptr, edge_id_ptr, heavy_ptr, lse_ptr, scores_ptr, count,
     H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Turn the scores of a row, or of a piece, into normalised ones, in place."""
+    """Turn the scores of a row, or of a piece, into normalised ones, in place; 0 without edge."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -235,13 +249,11 @@ def normalize_kernel(
     lse = tl.where(lse == float("-inf"), 0.0, lse)
     for start in range(0, longest, BLOCK_E):
         offs_e = begin + start + lane
-        mask_e = offs_e < end
-        edge = offs_e.to(tl.int64)
-        if edge_id_ptr is not None:
-            edge = tl.load(edge_id_ptr + offs_e, mask=mask_e, other=0)
+        _, edge, _, mask_e = load_edges(index_ptr, edge_id_ptr, None, offs_e, offs_e < end)
         mask_eh = mask_e[:, None] & mask_h
         score = load_pairs(scores_ptr, edge, offs_h, mask_eh, H)
-        store_pairs(scores_ptr, edge, offs_h, mask_eh, tl.exp2((score - lse) * LOG2E), H)
+        score = tl.where(mask_eh, tl.exp2((score - lse) * LOG2E), 0.0)
+        store_pairs(scores_ptr, edge, offs_h, (offs_e < end)[:, None] & mask_h, score, H)
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -267,10 +279,10 @@ def delta_kernel(
     store_pairs(delta_ptr, offs_p, one, mask_p[:, None], delta, 1)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "degree"])
 def score_delta_kernel(
     grad_scores_ptr, q_ptr, k_ptr, lse_ptr,
-    ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
+    ptr_ptr, degree, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     extra_ptr, count, scale, clamp, temperature,
     H: tl.constexpr, D: tl.constexpr, DE: tl.constexpr,
@@ -281,7 +293,7 @@ def score_delta_kernel(
     """The share of the returned scores in delta: Σ p grad_scores over a row, or over a piece."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -296,9 +308,10 @@ def score_delta_kernel(
     extra = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H], tl.float32)
     for start in range(0, longest, BLOCK_E):
         offs_e = begin + start + lane
-        mask_e = offs_e < end
+        other, edge, kind, mask_e = load_edges(
+            index_ptr, edge_id_ptr, edge_type_ptr, offs_e, offs_e < end
+        )
         mask_eh = mask_e[:, None] & mask_h
-        other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
         key = load_heads(k_ptr, other, offs_h, offs_d, mask_eh, H, D)
         key = scale_keys(
             key, kind, edge, offs_h, offs_d, mask_eh, key_table_ptr, key_edge_ptr, H, D
@@ -314,16 +327,16 @@ def score_delta_kernel(
         grad = load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
         extra += tl.exp2((score - lse) * LOG2E) * grad
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
     extra = _sum_pairs(extra, BLOCK_R, BLOCK_E, BLOCK_H)
     store_pairs(extra_ptr, slot, offs_h, mask_h, extra, H)
 
 
-@triton.jit(do_not_specialize=["count", "threshold", "seed", "first_type", "first_block"])
+@triton.jit(do_not_specialize=["count", "degree", "threshold", "seed", "first_type", "first_block"])
 def destination_kernel(
     grad_out_ptr, grad_edge_out_ptr, grad_scores_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
-    ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
+    ptr_ptr, degree, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     grad_q_ptr, grad_edge_query_ptr, grad_edge_attr_ptr, grad_key_edge_ptr, grad_bias_edge_ptr,
     grad_key_table_ptr, grad_bias_table_ptr,
@@ -351,7 +364,7 @@ def destination_kernel(
     program = tl.program_id(0).to(tl.int64)
     for first in range(program * BLOCK_R, count, tl.num_programs(0) * BLOCK_R):
         row, begin, end, heads = _range(
-            _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+            _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
         )
         longest = tl.max(end - begin, 0)
         lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -376,8 +389,10 @@ def destination_kernel(
             if ONLY_TYPES:
                 kind = tl.load(edge_type_ptr + offs_e, mask=mask_e, other=0).to(tl.int64)
                 mask_e = mask_e & (kind >= first_type) & (kind < first_type + BLOCK_T)
+            other, edge, kind, mask_e = load_edges(
+                index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e
+            )
             mask_eh = mask_e[:, None] & mask_h
-            other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
             key = load_heads(k_ptr, other, offs_h, offs_d, mask_eh, H, D)
             value = load_heads(v_ptr, other, offs_h, offs_dv, mask_eh, H, DV)
             scaled = scale_keys(
@@ -435,7 +450,7 @@ def destination_kernel(
             if grad_bias_table_ptr is not None:
                 grad_bias_table += tl.where(of_type, grad_bias[None, :, :], 0.0)
         slot = first + tl.arange(0, BLOCK_R)
-        _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+        _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
         mask_h = offs_h[None, :] < heads[:, None]
         if grad_q_ptr is not None:
             grad_q = _sum_heads(grad_q, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
@@ -452,10 +467,10 @@ def destination_kernel(
         store_pairs(grad_bias_table_ptr, block, offs_h, mask_t, tl.sum(grad_bias_table, 1), H)
 
 
-@triton.jit(do_not_specialize=["count", "threshold", "seed"])
+@triton.jit(do_not_specialize=["count", "degree", "threshold", "seed"])
 def source_kernel(
     grad_out_ptr, grad_edge_out_ptr, grad_scores_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
-    ptr_ptr, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
+    ptr_ptr, degree, index_ptr, edge_id_ptr, edge_type_ptr, heavy_ptr,
     key_table_ptr, bias_table_ptr, key_edge_ptr, bias_edge_ptr, edge_query_ptr, edge_attr_ptr,
     grad_k_ptr, grad_v_ptr, count, scale, clamp, temperature, threshold, keep_scale, seed,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DE: tl.constexpr,
@@ -466,7 +481,7 @@ def source_kernel(
     """Gradients of the key and the value of a source, or of a piece of its edges (ITEMS)."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY
+        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -483,9 +498,10 @@ def source_kernel(
         grad_v = tl.zeros([BLOCK_R * BLOCK_E, BLOCK_H, BLOCK_DV], tl.float32)
     for start in range(0, longest, BLOCK_E):
         offs_e = begin + start + lane
-        mask_e = offs_e < end
+        other, edge, kind, mask_e = load_edges(
+            index_ptr, edge_id_ptr, edge_type_ptr, offs_e, offs_e < end
+        )
         mask_eh = mask_e[:, None] & mask_h
-        other, edge, kind = load_edges(index_ptr, edge_id_ptr, edge_type_ptr, offs_e, mask_e)
         query = load_heads(q_ptr, other, offs_h, offs_d, mask_eh, H, D)
         grad_out = load_heads(grad_out_ptr, other, offs_h, offs_dv, mask_eh, H, DV)
         lse = load_pairs(lse_ptr, other, offs_h, mask_eh, H)
@@ -521,7 +537,7 @@ def source_kernel(
             grad_product = scale * p * (grad_p - delta) * slope
             grad_k += grad_product[:, :, None] * scaled
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
     if grad_k_ptr is not None:
         grad_k = _sum_heads(grad_k, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)

@@ -1,12 +1,13 @@
 #pragma once
 
-// What the CUDA kernels of sparse_attention share.
+// What the GPU kernels of softmax attention share.
 //
 // Who works on what. A team of 2^n lanes of one warp owns one (item, head); an item is a row with
-// at most kHeavyRowEdges edges, or a piece of a heavier row. Inside a team, groups of `lanes` lanes
-// each own every (team / lanes)-th edge of the item: a lane holds 16 bytes of a row (two times 16
-// for fp32 rows wider than 128), so a group reads K[j, h, :] as one contiguous run. Teams of a
-// row's heads are neighbours, so a warp reads all heads of an edge together.
+// at most kHeavyRowEdges edges, or a piece of a heavier row; a row of a fixed number of places is
+// one item, however many they are. Inside a team, groups of `lanes` lanes each own every
+// (team / lanes)-th edge of the item: a lane holds 16 bytes of a row (two times 16 for fp32 rows
+// wider than 128), so a group reads K[j, h, :] as one contiguous run. Teams of a row's heads are
+// neighbours, so a warp reads all heads of an edge together.
 //
 // Every warp step thus moves up to 32 x 16 bytes for each of two gathered rows and each unrolled
 // edge; that, not arithmetic (1 to 2 flop/B), is what the kernels are built around: all gathers of
@@ -15,10 +16,11 @@
 // Loops run as often as the busiest team of the warp needs, with dead edges masked: all 32 lanes
 // then reach every shuffle together.
 
+#include "common/attention/gpu.h"
 #include "common/philox.h"
 #include "common/warp.cuh"
 
-namespace gtkern::sparse_attention {
+namespace gtkern::attention::gpu {
 
 constexpr int kThreads = 128;
 // HEAVY_ROW_EDGES of gtkern/graph.py: rows above it come as items of Edges::heavy
@@ -32,18 +34,6 @@ enum class Features {
   kLean,   // scale, temperature, eps
   kTyped,  // and what costs a few scalars an edge: tables by type, bias, clamp, dropout, scores
   kFull,   // and vectors by edge: key_edge, edge_query with edge_attr; rows of any alignment
-};
-
-// gtkern/graph.py's Adjacency. `id` and `type` are null where they are the identity or all 0, or
-// where no kernel of the launch needs them.
-struct Edges {
-  const int64_t* ptr;
-  const int32_t* index;
-  const int64_t* id;
-  const uint8_t* type;
-  const int64_t* heavy;
-  int64_t rows;
-  int64_t num_heavy;
 };
 
 // How a launch is laid out.
@@ -120,9 +110,15 @@ __device__ __forceinline__ Item take_item(const Edges& edges, int64_t number, bo
   if (!exists) return item;
   if (number < edges.num_heavy) {
     const int64_t* piece = edges.heavy + 3 * number;
-    return {piece[0], piece[1], piece[2], number, true};
+    item.exists = piece[0] >= 0;
+    return item.exists ? Item{piece[0], piece[1], piece[2], number, true} : item;
   }
   item.row = number - edges.num_heavy;
+  if (edges.ptr == nullptr) {
+    item.begin = item.row * edges.degree;
+    item.end = item.begin + edges.degree;
+    return item;
+  }
   item.begin = edges.ptr[item.row];
   item.end = edges.ptr[item.row + 1];
   if (item.end - item.begin > kHeavyRowEdges) {
@@ -139,7 +135,8 @@ __device__ __forceinline__ int count_steps(const Item& item, const Seat& seat) {
   return warp_max((edges + step - 1) / step);
 }
 
-// A group's next UNROLL edges. Members that a kernel does not use cost nothing.
+// A group's next UNROLL places; those without an edge are dead. Members that a kernel does not use
+// cost nothing.
 template <int UNROLL>
 struct Batch {
   int64_t id[UNROLL];
@@ -155,8 +152,9 @@ __device__ __forceinline__ Batch<UNROLL> load_batch(const Edges& edges, const It
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     const int64_t at = item.begin + (int64_t{step} * UNROLL + u) * seat.slots + seat.slot;
-    batch.live[u] = at < item.end;
-    batch.other[u] = batch.live[u] ? __ldg(edges.index + at) : 0;
+    const int32_t other = at < item.end ? __ldg(edges.index + at) : -1;
+    batch.live[u] = other >= 0;
+    batch.other[u] = batch.live[u] ? other : 0;
     batch.type[u] = 0;
     batch.id[u] = at;
     if constexpr (FEATURES != Features::kLean) {
@@ -285,7 +283,7 @@ __device__ __forceinline__ void store_slice(T* row, const Seat& seat, int width,
 }
 
 // The row of one side of every product, with the multiplier of the current edge type folded in.
-// Types rise inside a row, so the table is read a few times a row, not once an edge.
+// Where types rise inside a row, the table is read a few times a row, not once an edge.
 template <int ACCESS, int CHUNKS, int SIZE>
 struct ScaledByType {
   Slice<CHUNKS, SIZE> plain;
@@ -366,4 +364,4 @@ __host__ __device__ constexpr int edges_in_flight(size_t element_size, Features 
 template <Features FEATURES, int LEAN_BLOCKS>
 constexpr int kMinBlocks = FEATURES == Features::kLean ? LEAN_BLOCKS : 1;
 
-}  // namespace gtkern::sparse_attention
+}  // namespace gtkern::attention::gpu

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "sparse_attention/cuda_common.cuh"
+#include "common/attention/gpu_common.cuh"
 
-namespace gtkern::sparse_attention {
+namespace gtkern::attention::gpu {
 
-// Two passes, each gathering two rows an edge: the destination pass over the CSR for everything
+// Two passes, each gathering two rows an edge: the destination pass over the rows for everything
 // that belongs to a destination or an edge, the source pass over the CSC for the gradients of k and
 // v. Between them go O(N H) floats: `stats`. With vectors by edge (Features::kFull) the destination
 // pass also leaves two floats for each edge and head, `edge_grads`: the source pass then needs no
@@ -540,6 +540,7 @@ __global__ void __launch_bounds__(kThreads)
   const Item item = take_item(p.edges, seat.number, seat.exists);
   const int64_t width = p.edge_width, row = item.row * p.heads * width;
   for (int64_t at = item.begin + seat.slot; at < item.end; at += seat.slots) {
+    if (p.edges.index[at] < 0) continue;
     const int64_t id = p.edges.id != nullptr ? p.edges.id[at] : at;
     for (int64_t c = seat.lane; c < width; c += seat.lanes) {
       float sum = 0.0f;
@@ -555,4 +556,4 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-}  // namespace gtkern::sparse_attention
+}  // namespace gtkern::attention::gpu

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "sparse_attention/cuda_common.cuh"
+#include "common/attention/gpu_common.cuh"
 
-namespace gtkern::sparse_attention {
+namespace gtkern::attention::gpu {
 
 template <typename T>
 struct ForwardParams {
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<FEATURES, ACCESS == 16 ? 
       for (int64_t at = begin; at < end; at += p.work.team) {
         float* const score =
             p.scores + (p.edges.id != nullptr ? p.edges.id[at] : at) * heads + seat.head;
-        *score = exp2f(*score - log2_lse);
+        *score = p.edges.index[at] >= 0 ? exp2f(*score - log2_lse) : 0.0f;
       }
     }
   }
@@ -226,4 +226,4 @@ __global__ void __launch_bounds__(kThreads)
   *score = exp2f(*score - (lse == -kInfinity ? kInfinity : lse * kLog2E));
 }
 
-}  // namespace gtkern::sparse_attention
+}  // namespace gtkern::attention::gpu
