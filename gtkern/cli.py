@@ -79,7 +79,8 @@ def run() -> None:
 def spexphormer(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A data set of the paper; minesweeper is generated without --data-root."),
+        typer.Option(help="A data set of the paper, or power-law; that and, without --data-root, "
+        "minesweeper are generated."),
     ] = None,
     data_root: Annotated[
         pathlib.Path | None,
@@ -132,8 +133,8 @@ def spexphormer(
     if saved is not None:
         _check_same(settings, saved)
 
-    data, name = _load_data(settings, data_root)
     folder_path = out or _default_folder(settings.dataset)
+    data, name = _load_data(settings, data_root, folder_path)
 
     from gtkern.training.errors import InterruptedRunError
 
@@ -264,13 +265,17 @@ def _check_same(settings: Settings, saved: pathlib.Path) -> None:
         raise UserError(f"cannot resume with another {key} than in {saved}")
 
 
-def _load_data(settings: Settings, root: pathlib.Path | None) -> tuple[NodeData, str]:
-    """The data and its name in tables."""
+def _load_data(
+    settings: Settings, root: pathlib.Path | None, folder: pathlib.Path
+) -> tuple[NodeData, str]:
+    """The data and its name in tables; generated files go to root, or into the run folder."""
     import zipfile
 
     from gtkern.data import DataNotFoundError, load_published, minesweeper
     from gtkern.training.errors import UserError
 
+    if settings.dataset == "power-law":
+        return _power_law(settings, folder / "data" if root is None else root / "power-law")
     if root is None:
         if settings.dataset != "minesweeper":
             raise UserError(
@@ -284,6 +289,21 @@ def _load_data(settings: Settings, root: pathlib.Path | None) -> tuple[NodeData,
         raise UserError(str(error)) from error
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {settings.dataset} under {root}: {error}") from error
+
+
+def _power_law(settings: Settings, folder: pathlib.Path) -> tuple[NodeData, str]:
+    import dataclasses
+
+    from gtkern.data import power_law
+    from gtkern.training.errors import UserError
+
+    try:
+        data = power_law(folder, settings.data_seed, **dataclasses.asdict(settings.power_law))
+    except ValueError as error:
+        raise UserError(f"power_law.{error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write the data set power-law to {folder}: {error}") from error
+    return data, "power-law (generated)"
 
 
 def _check_backend_name(backend: str) -> None:

@@ -7,7 +7,7 @@ from gtkern.nn.attention import (
     SampledAttention,
 )
 from gtkern.nn.block import TransformerBlock
-from gtkern.nn.norm import GraphNorm
+from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 
 __all__ = [
     "EdgeTypeTerms",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtkern import ops
+from gtkern import _processes, ops
 from gtkern.graph import Graph
 
 __all__ = [
@@ -81,7 +82,8 @@ class NarrowAttention(nn.Module):
 
         Args:
             x: [N, C].
-            graph: the augmented graph, with edge types.
+            graph: the augmented graph, with edge types. Where it has more sources than x has rows,
+                x is this process's part of them: the rows of all processes, by rank.
             type_embedding: [T, C].
             temperature: divides the scores, > 0.
             return_scores: also return the normalised scores.
@@ -90,11 +92,14 @@ class NarrowAttention(nn.Module):
             [N, C], or that and the scores [E, H] in the order the graph was given its edges.
         """
         q, k, v = self.qkv(x).view(x.size(0), self.heads, 3, -1).unbind(2)
+        v = functional.normalize(v, dim=-1) * self.value_scale
+        if graph.num_src_nodes != x.size(0):
+            k, v = _processes.gather_rows(torch.stack((k, v), dim=1)).unbind(1)
         key_scale, bias = self.terms(type_embedding)
         result = self.attend(
             q,
             k,
-            functional.normalize(v, dim=-1) * self.value_scale,
+            v,
             graph,
             key_scale=key_scale.sum(-1, keepdim=True),
             bias=bias,
