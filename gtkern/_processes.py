@@ -5,13 +5,23 @@ Each function is called by all processes, in the same order, or all of them wait
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["any_of", "barrier", "count", "gather_objects", "gather_rows", "rank", "total"]
+__all__ = [
+    "any_of",
+    "barrier",
+    "count",
+    "gather_objects",
+    "gather_rows",
+    "rank",
+    "rows_at_first",
+    "total",
+]
 
 
 def count() -> int:
@@ -50,7 +60,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over the processes, in each of them. Differentiable: the loss is their losses' sum."""
+    """The sum over the processes, in each of them; differentiable, the loss being all losses' sum."""
     result: Tensor = x if count() == 1 else _Total.apply(x)
     return result
 
@@ -62,6 +72,34 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     result: Tensor = x if count() == 1 else _GatherRows.apply(x)
     return result
+
+
+def rows_at_first(x: Tensor) -> Iterator[Tensor]:
+    """The rows of every process in turn, x [M, ...], but at the first process alone.
+
+    Only one piece is there at a time; the other processes send theirs and are given nothing.
+    """
+    if rank() > 0:
+        _send(x)
+        return
+    yield x
+    for other in range(1, count()):
+        yield _receive(x, other)
+
+
+def _send(x: Tensor) -> None:
+    dist.send(torch.tensor([x.size(0)], device=x.device), 0)
+    if x.size(0):
+        dist.send(x.contiguous(), 0)
+
+
+def _receive(like: Tensor, sender: int) -> Tensor:
+    size = torch.empty(1, dtype=torch.int64, device=like.device)
+    dist.recv(size, sender)
+    rows = like.new_empty(int(size), *like.shape[1:])
+    if rows.numel():
+        dist.recv(rows, sender)
+    return rows
 
 
 class _Total(torch.autograd.Function):

@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Run the command line; raises SystemExit with the code of any end but a good one."""
-    from gtkern.training.errors import InterruptedRunError, UserError
+    from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
 
     error_console = Console(stderr=True)
     try:
@@ -71,6 +71,9 @@ def run() -> None:
     except InterruptedRunError as error:
         error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
+    except LostProcessError as error:
+        error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
@@ -79,8 +82,10 @@ def run() -> None:
 def spexphormer(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A data set of the paper, or power-law; that and, without --data-root, "
-        "minesweeper are generated."),
+        typer.Option(
+            help="A data set of the paper, or power-law; that and, without --data-root, "
+            "minesweeper are generated."
+        ),
     ] = None,
     data_root: Annotated[
         pathlib.Path | None,
@@ -134,17 +139,25 @@ def spexphormer(
         _check_same(settings, saved)
 
     folder_path = out or _default_folder(settings.dataset)
-    data, name = _load_data(settings, data_root, folder_path)
 
-    from gtkern.training.errors import InterruptedRunError
+    from gtkern import _processes
+    from gtkern.training.errors import InterruptedRunError, LostProcessError
 
     with _lasting():
         from gtkern.methods.spexphormer.run import Spexphormer
-        from gtkern.training.fit import resolve_device
+        from gtkern.training import memory
+        from gtkern.training.fit import join_processes
         from gtkern.training.run import RunFolder, comparison_table, table
 
-    device = resolve_device(devices)
-    folder = RunFolder(folder_path)
+    device = join_processes(devices)
+    first = _processes.rank() == 0
+    if not first:
+        # the first one writes what is generated, and the others read it
+        _processes.barrier()
+    data, name = _load_data(settings, data_root, folder_path)
+    if first:
+        _processes.barrier()
+    folder = RunFolder(folder_path, writes=first)
     try:
         method = Spexphormer(
             settings,
@@ -158,7 +171,8 @@ def spexphormer(
         )
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    folder.write_text("config.yaml", settings_of.dump(settings))
+    if first:
+        folder.write_text("config.yaml", settings_of.dump(settings))
     try:
         summary = method.run(resume=resume, compare=compare is not None)
     except InterruptedRunError as error:
@@ -166,6 +180,13 @@ def spexphormer(
             f"stopped in {error}; the best weights so far and the state to go on from are in "
             f"{folder.path / 'checkpoints'}; the same command with --resume goes on"
         ) from None
+    except LostProcessError as error:
+        raise LostProcessError(
+            f"{error}; the state to go on from is in {folder.path / 'checkpoints'}; the same "
+            "command with --resume goes on"
+        ) from None
+    if not first:
+        return
     console = Console()
     console.print(table(summary))
     if summary.comparison:

@@ -1,4 +1,4 @@
-"""A generated graph of any size whose degrees follow a power law; it lies in files, not in memory."""
+"""A generated graph whose degrees follow a power law; of any size, for it lies in files."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ def power_law(
         (folder / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     x, y, edges, split = (np.load(folder / name, mmap_mode="c") for name in _FILES)
     masks = [torch.from_numpy(np.asarray(split == part)) for part in (TRAIN, VAL, TEST)]
-    return NodeData(
-        torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(edges), *masks
-    )
+    return NodeData(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(edges), *masks)
 
 
 def _check(
@@ -145,9 +143,7 @@ def _read_about(folder: pathlib.Path) -> object:
         return None
 
 
-def _draw_classes(
-    rng: np.random.Generator, nodes: int, classes: int, stretch: int
-) -> np.ndarray:
+def _draw_classes(rng: np.random.Generator, nodes: int, classes: int, stretch: int) -> np.ndarray:
     """int64 [N]; every class has a node."""
     # short stretches where there are few nodes, so that every class gets several
     stretch = max(1, min(stretch, nodes // (4 * classes)))
@@ -201,7 +197,8 @@ class _Ends:
         most = (size + 1.0) ** self.power
         place = (1.0 + self.rng.random(classes.size) * (most - 1.0)) ** (1.0 / self.power) - 1.0
         rank = np.minimum(place.astype(np.int64), size - 1)
-        return self.members[self.first[classes] + rank]
+        drawn: np.ndarray = self.members[self.first[classes] + rank]
+        return drawn
 
 
 def _write_edges(

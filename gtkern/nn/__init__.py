@@ -10,10 +10,12 @@ from gtkern.nn.block import TransformerBlock
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 
 __all__ = [
+    "BatchNorm",
     "EdgeTypeTerms",
     "ExphormerAttention",
     "GraphNorm",
     "NarrowAttention",
     "SampledAttention",
     "TransformerBlock",
+    "synchronize_norms",
 ]

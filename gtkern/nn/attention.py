@@ -156,16 +156,35 @@ class SampledAttention(nn.Module):
             [N_dst, C].
         """
         num_dst = layer.index.size(0)
+        return self.attended(
+            x[:num_dst], *self.keys_and_values(x), layer.index, layer.type, type_embedding
+        )
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and the values [N, H, D] of x [N, C]."""
+        shape = (x.size(0), self.heads, self.width // self.heads)
+        return self.key(x).view(shape), self.value(x).view(shape)
+
+    def attended(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        index: Tensor,
+        edge_type: Tensor | None,
+        type_embedding: Tensor,
+    ) -> Tensor:
+        """What x [N_dst, C] gets from its neighbours `index` [N_dst, k]; gives [N_dst, C]."""
         key_scale, bias = self.terms(type_embedding)
         out: Tensor = self.attend(
-            self.query(x[:num_dst]).view(num_dst, self.heads, -1),
-            self.key(x).view(x.size(0), self.heads, -1),
-            self.value(x).view(x.size(0), self.heads, -1),
-            layer.index,
+            self.query(x).view(x.size(0), self.heads, -1),
+            keys,
+            values,
+            index,
             scale=1.0,
             key_scale=key_scale,
             bias=bias,
-            edge_type=layer.type,
+            edge_type=edge_type,
             clamp=8.0,
         )
         return out.flatten(1)

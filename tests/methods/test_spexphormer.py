@@ -25,9 +25,9 @@ from gtkern.data.node import NodeData
 from gtkern.methods.spexphormer.run import Spexphormer, build_graph
 from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings, temperature_at
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
+from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.fit import fit
-from gtkern.training.node import NodeBatches
 from gtkern.training.run import RunFolder, comparison_table, read_summary, table
 
 CPU = torch.device("cpu")
@@ -108,6 +108,7 @@ def test_the_summary_has_the_documented_keys(finished: pathlib.Path) -> None:
         "total_parameters",
         "phases",
         "comparison",
+        "processes",
         "format",
     }
     assert [phase["name"] for phase in summary["phases"]] == ["phase1", "phase2"]
@@ -136,8 +137,10 @@ def test_scores_are_of_the_best_epoch_at_its_temperature(finished: pathlib.Path)
     task.network.load_state_dict(load_file(finished / "checkpoints/phase1.safetensors"))
     best = json.loads((finished / "checkpoints/phase1.json").read_text())["phase"]["best_epoch"]
     with torch.inference_mode():
-        expected = task.network.eval().scores(  # type: ignore[operator]
-            task.x, graph, temperature_at(settings.phase1, best - 1)
+        expected = list(
+            task.network.eval().scores(  # type: ignore[operator]
+                task.x, graph, temperature_at(settings.phase1, best - 1)
+            )
         )
     scores = np.load(finished / "scores/scores.npy", mmap_mode="r")
     assert scores.shape == (2, graph.num_edges)
@@ -286,13 +289,17 @@ def test_small_batches_see_every_training_node() -> None:
 
 def test_batches_are_shuffled_by_epoch_and_complete() -> None:
     epoch = 0
-    batches = NodeBatches(torch.arange(10), 4, epoch=lambda: epoch)
-    first = torch.cat(list(batches))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.equal(first, torch.cat(list(batches)))
+    batches = NodeBatches(torch.arange(10), 4, whole, epoch=lambda: epoch)
+    first = torch.cat([batch.targets for batch in batches])
+    assert [len(batch.targets) for batch in batches] == [4, 4, 2]
+    assert torch.equal(first, torch.cat([batch.targets for batch in batches]))
     epoch = 1
-    assert not torch.equal(first, torch.cat(list(batches)))
+    assert not torch.equal(first, torch.cat([batch.targets for batch in batches]))
     assert torch.equal(first.sort().values, torch.arange(10))
+
+
+def whole(nodes: torch.Tensor) -> Batch:
+    return Batch(nodes, nodes.numel(), None)
 
 
 def test_several_tasks_at_once_are_learned(tmp_path: pathlib.Path) -> None:

@@ -53,7 +53,7 @@ def test_scores_of_every_row_sum_to_one() -> None:
     graph = augment(RING, 40, expander_degree=2)
     network = ScoreEstimator(3, 2, layers=3).eval()
     with torch.inference_mode():
-        scores = network.scores(torch.randn(40, 3), graph, 0.5)
+        scores = list(network.scores(torch.randn(40, 3), graph, 0.5))
     assert len(scores) == 3
     for score in scores:
         total = torch.zeros(40).index_add(0, graph.edge_index()[1], score)
@@ -69,7 +69,7 @@ def test_scores_belong_to_the_forward_pass() -> None:
         attended, score = attention(
             hidden, graph, network.type_embedding.weight, 0.7, return_scores=True
         )
-        scores = network.scores(x, graph, 0.7)
+        scores = list(network.scores(x, graph, 0.7))
         hidden = network.blocks[0](hidden, attended)
         attended = network.attention[1](hidden, graph, network.type_embedding.weight, 0.7)
         logits = network.head(network.blocks[1](hidden, attended))

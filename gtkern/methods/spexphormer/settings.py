@@ -54,7 +54,9 @@ class Phase2(Optimization):
         neighbors: k, edges sampled for each node in each layer, the input's layer first.
         sampling: "weighted" by the scores, "uniform", or "top" scores.
         resample_every: epochs a sample is used for.
-        batch_size: training nodes in a step.
+        batch_size: training nodes in a step, of all processes together.
+        evaluation: "batches" of batch_size; or "layers", each computed once for all nodes: far less
+            work where batches reach many nodes, for four arrays [nodes, width] of memory.
     """
 
     layers: int = setting(4, low=1)
@@ -67,7 +69,8 @@ class Phase2(Optimization):
     neighbors: tuple[int, ...] = setting(low=1)
     sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
     resample_every: int = setting(1, low=1)
-    batch_size: int = setting(100_000, low=1)
+    batch_size: int = setting(100_000, low=2)
+    evaluation: str = setting("batches", choices=("batches", "layers"))
 
     def __post_init__(self) -> None:
         if len(self.neighbors) != self.layers:
@@ -75,6 +78,8 @@ class Phase2(Optimization):
                 f"neighbors must have one number for each of {self.layers} layers, "
                 f"got {list(self.neighbors)}"
             )
+        if self.evaluation == "layers" and self.norm != "batch":
+            raise ValueError(f"evaluation by layers needs the norm batch, got {self.norm}")
         if self.width % self.heads or self.width // self.heads > 256:
             raise ValueError(
                 f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"
