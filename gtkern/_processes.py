@@ -60,7 +60,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over the processes, in each of them; differentiable, the loss being all losses' sum."""
+    """The sum over the processes, in each; differentiable, for a loss that is summed over them."""
     result: Tensor = x if count() == 1 else _Total.apply(x)
     return result
 
@@ -120,17 +120,16 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         mine = torch.tensor([x.size(0)], device=x.device)
-        each = mine.new_empty(count())
-        dist.all_gather_into_tensor(each, mine)
-        sizes = each.tolist()
+        each = [torch.empty_like(mine) for _ in range(count())]
+        dist.all_gather(each, mine)
+        sizes = torch.cat(each).tolist()
         # the back ends gather equal sizes only
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: x.size(0)] = x
-        gathered = x.new_empty(len(sizes) * max(sizes), *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded)
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
         ctx.begin, ctx.size = sum(sizes[: rank()]), x.size(0)
-        parts = gathered.split(max(sizes)) if max(sizes) else [gathered]
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=False)])
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]

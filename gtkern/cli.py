@@ -149,6 +149,7 @@ def spexphormer(
         from gtkern.training.fit import join_processes
         from gtkern.training.run import RunFolder, comparison_table, table
 
+    memory.keep_freed_memory()
     device = join_processes(devices)
     first = _processes.rank() == 0
     if not first:

@@ -55,6 +55,7 @@ class Phase2(Optimization):
         sampling: "weighted" by the scores, "uniform", or "top" scores.
         resample_every: epochs a sample is used for.
         batch_size: training nodes in a step, of all processes together.
+        prepared_ahead: batches that a thread makes ready while others train.
         evaluation: "batches" of batch_size; or "layers", each computed once for all nodes: far less
             work where batches reach many nodes, for four arrays [nodes, width] of memory.
     """
@@ -70,6 +71,7 @@ class Phase2(Optimization):
     sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
     resample_every: int = setting(1, low=1)
     batch_size: int = setting(100_000, low=2)
+    prepared_ahead: int = setting(1, low=0)
     evaluation: str = setting("batches", choices=("batches", "layers"))
 
     def __post_init__(self) -> None:

@@ -19,8 +19,6 @@ from gtkern.training.node import NodeTask
 
 __all__ = ["SampledTask", "ScoreTask", "own_rows"]
 
-PREPARED_AHEAD = 1
-"""Batches made while another one trains: one is enough, for making is quicker than training."""
 ROWS_AT_ONCE = 1 << 16
 """Nodes at a time in the evaluation by layers."""
 
@@ -129,7 +127,6 @@ class SampledTask(NodeTask):
         graph: the augmented graph.
         scores: float32 [L, E] on the CPU, in the order of the graph's edges.
         attend: stands in for sampled_attention.
-        ahead: batches prepared in a thread while others train.
     """
 
     def __init__(
@@ -140,7 +137,6 @@ class SampledTask(NodeTask):
         scores: Tensor,
         *,
         attend: Callable[..., Any] = ops.sampled_attention,
-        ahead: int = PREPARED_AHEAD,
     ) -> None:
         phase = settings.phase2
         network = SampledExphormer(
@@ -162,7 +158,7 @@ class SampledTask(NodeTask):
             metric=settings.metric,
             batch_size=phase.batch_size,
             seed=settings.seed,
-            ahead=ahead,
+            ahead=phase.prepared_ahead,
         )
         self.settings = phase
         self.seed = settings.seed
