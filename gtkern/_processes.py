@@ -18,6 +18,7 @@ __all__ = [
     "count",
     "gather_objects",
     "gather_rows",
+    "lost",
     "rank",
     "rows_at_first",
     "total",
@@ -72,6 +73,12 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     result: Tensor = x if count() == 1 else _GatherRows.apply(x)
     return result
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone."""
+    # gloo throws a plain RuntimeError when a connection breaks
+    return count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 def rows_at_first(x: Tensor) -> Iterator[Tensor]:

@@ -188,10 +188,7 @@ def fit(
             # Lightning ends the process on a second Ctrl-C
             raise InterruptedRunError(title) from error
         except RuntimeError as error:
-            # gloo throws a plain RuntimeError when a connection breaks
-            if _processes.count() > 1 and (
-                isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-            ):
+            if _processes.lost(error):
                 raise LostProcessError(f"{title}: another process of the run ended") from error
             raise
         finally:

@@ -24,7 +24,7 @@ from gtkern.methods.spexphormer.settings import Settings, temperature_at
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
 from gtkern.models.exphormer import EDGE_TYPES, augment
 from gtkern.training import memory, plots
-from gtkern.training.errors import InterruptedRunError, UserError
+from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
 from gtkern.training.fit import fit
 from gtkern.training.node import Best, NodeTask
 from gtkern.training.run import (
@@ -120,8 +120,17 @@ class Spexphormer:
             compare: then time a few epochs on plain PyG and torch ops.
 
         Raises:
-            InterruptedRunError: the user stopped; `resume` goes on. UserError: training diverged.
+            InterruptedRunError: the user stopped; `resume` goes on. LostProcessError: another
+            process of the run ended; likewise. UserError: training diverged.
         """
+        try:
+            return self._run(resume=resume, compare=compare)
+        except RuntimeError as error:
+            if _processes.lost(error):
+                raise LostProcessError("another process of the run ended") from error
+            raise
+
+    def _run(self, *, resume: bool, compare: bool) -> Summary:
         if compare and _processes.count() > 1:
             raise UserError("the comparison is of one process")
         if not resume and self._first:
@@ -273,7 +282,7 @@ class Spexphormer:
                 checkpoint=self.folder / f"checkpoints/{name}.ckpt",
                 resume=resume,
             )
-        except (InterruptedRunError, UserError):
+        except (InterruptedRunError, LostProcessError, UserError):
             self._keep(name, task)
             raise
         self._keep(name, task)
