@@ -69,7 +69,10 @@ def run() -> None:
         error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(USER_MISTAKE) from None
     except InterruptedRunError as error:
-        error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        from gtkern import _processes
+
+        if _processes.rank() == 0:
+            error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
     except LostProcessError as error:
         error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
