@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Run the command line; raises SystemExit with the code of any end but a good one."""
-    from gtkern.training.errors import InterruptedRunError, UserError
+    from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
 
     error_console = Console(stderr=True)
     try:
@@ -69,8 +69,14 @@ def run() -> None:
         error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(USER_MISTAKE) from None
     except InterruptedRunError as error:
-        error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        from gtkern import _processes
+
+        if _processes.rank() == 0:
+            error_console.print(f"[bold yellow]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
+    except LostProcessError as error:
+        error_console.print(f"[bold red]gtkern:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
@@ -79,7 +85,10 @@ def run() -> None:
 def spexphormer(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A data set of the paper; minesweeper is generated without --data-root."),
+        typer.Option(
+            help="A data set of the paper, or power-law; that and, without --data-root, "
+            "minesweeper are generated."
+        ),
     ] = None,
     data_root: Annotated[
         pathlib.Path | None,
@@ -132,18 +141,27 @@ def spexphormer(
     if saved is not None:
         _check_same(settings, saved)
 
-    data, name = _load_data(settings, data_root)
     folder_path = out or _default_folder(settings.dataset)
 
-    from gtkern.training.errors import InterruptedRunError
+    from gtkern import _processes
+    from gtkern.training.errors import InterruptedRunError, LostProcessError
 
     with _lasting():
         from gtkern.methods.spexphormer.run import Spexphormer
-        from gtkern.training.fit import resolve_device
+        from gtkern.training import memory
+        from gtkern.training.fit import join_processes
         from gtkern.training.run import RunFolder, comparison_table, table
 
-    device = resolve_device(devices)
-    folder = RunFolder(folder_path)
+    memory.keep_freed_memory()
+    device = join_processes(devices)
+    first = _processes.rank() == 0
+    if not first:
+        # the first one writes what is generated, and the others read it
+        _processes.barrier()
+    data, name = _load_data(settings, data_root, folder_path)
+    if first:
+        _processes.barrier()
+    folder = RunFolder(folder_path, writes=first)
     try:
         method = Spexphormer(
             settings,
@@ -157,7 +175,8 @@ def spexphormer(
         )
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    folder.write_text("config.yaml", settings_of.dump(settings))
+    if first:
+        folder.write_text("config.yaml", settings_of.dump(settings))
     try:
         summary = method.run(resume=resume, compare=compare is not None)
     except InterruptedRunError as error:
@@ -165,6 +184,13 @@ def spexphormer(
             f"stopped in {error}; the best weights so far and the state to go on from are in "
             f"{folder.path / 'checkpoints'}; the same command with --resume goes on"
         ) from None
+    except LostProcessError as error:
+        raise LostProcessError(
+            f"{error}; the state to go on from is in {folder.path / 'checkpoints'}; the same "
+            "command with --resume goes on"
+        ) from None
+    if not first:
+        return
     console = Console()
     console.print(table(summary))
     if summary.comparison:
@@ -264,13 +290,17 @@ def _check_same(settings: Settings, saved: pathlib.Path) -> None:
         raise UserError(f"cannot resume with another {key} than in {saved}")
 
 
-def _load_data(settings: Settings, root: pathlib.Path | None) -> tuple[NodeData, str]:
-    """The data and its name in tables."""
+def _load_data(
+    settings: Settings, root: pathlib.Path | None, folder: pathlib.Path
+) -> tuple[NodeData, str]:
+    """The data and its name in tables; generated files go to root, or into the run folder."""
     import zipfile
 
     from gtkern.data import DataNotFoundError, load_published, minesweeper
     from gtkern.training.errors import UserError
 
+    if settings.dataset == "power-law":
+        return _power_law(settings, folder / "data" if root is None else root / "power-law")
     if root is None:
         if settings.dataset != "minesweeper":
             raise UserError(
@@ -284,6 +314,21 @@ def _load_data(settings: Settings, root: pathlib.Path | None) -> tuple[NodeData,
         raise UserError(str(error)) from error
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {settings.dataset} under {root}: {error}") from error
+
+
+def _power_law(settings: Settings, folder: pathlib.Path) -> tuple[NodeData, str]:
+    import dataclasses
+
+    from gtkern.data import power_law
+    from gtkern.training.errors import UserError
+
+    try:
+        data = power_law(folder, settings.data_seed, **dataclasses.asdict(settings.power_law))
+    except ValueError as error:
+        raise UserError(f"power_law.{error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write the data set power-law to {folder}: {error}") from error
+    return data, "power-law (generated)"
 
 
 def _check_backend_name(backend: str) -> None:

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "gtkern"
 
 LAYERS = (
-    {"_native", "_check", "_graph", "random"},
+    {"_native", "_check", "_graph", "_processes", "random"},
     {"_backends", "graph"},
     {"ops", "peers", "testing", "transforms"},
     {"nn", "data"},

@@ -83,9 +83,29 @@ def test_epochs_are_given_for_both_phases_or_each(
     assert [phase["epochs"] for phase in summary["phases"]] == [1, 2]
 
 
+def test_the_power_law_graph_is_made_where_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    arguments = ["train", "spexphormer", "--dataset", "power-law", *FAST]
+    arguments += ["--set=power_law.nodes=500", "--set=phase2.batch_size=100", "--epochs=1"]
+    assert call(monkeypatch, *arguments, "--out", tmp_path / "a") == 0
+    assert (tmp_path / "a/data/edge_index.npy").is_file()
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    assert summary["dataset"] == "power-law (generated)"
+    data = ["--data-root", tmp_path / "data"]
+    assert call(monkeypatch, *arguments, *data, "--out", tmp_path / "b") == 0
+    assert (tmp_path / "data/power-law/edge_index.npy").is_file()
+    assert not (tmp_path / "b/data").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--set", "power_law.nodes=9"], "power_law is for the data set power-law alone"),
+        (
+            ["--dataset", "power-law", "--set", "power_law.nodes=20"],
+            "power_law.reach must be 1 .. 19, got 64",
+        ),
         (["--dataset", "minesweper"], "no data set 'minesweper'; the nearest is minesweeper"),
         (["--backend", "cpuu"], "--backend must be one of auto, reference, cpu, triton, cuda"),
         (["--backend", "cpuu"], "the nearest is cpu"),

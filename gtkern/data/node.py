@@ -11,6 +11,8 @@ from torch import Tensor
 
 __all__ = ["NodeData", "check_node_data", "random_split"]
 
+_CHECKED_ROWS = 1 << 16
+
 
 @dataclass
 class NodeData:
@@ -19,7 +21,7 @@ class NodeData:
     Attributes:
         x: float32 [N, F].
         y: int64 [N], the class of each node; or float32 [N, tasks] of 0 and 1, NaN where unknown.
-        edge_index: int64 [2, E]; sources in row 0.
+        edge_index: int32 or int64 [2, E]; sources in row 0.
         train_mask, val_mask, test_mask: bool [N].
     """
 
@@ -58,7 +60,8 @@ def check_node_data(data: Any) -> NodeData:
         raise ValueError(f"data.x must have shape [N, F], not empty, got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"data.x must be floating point, got {x.dtype}")
-    if not bool(torch.isfinite(x).all()):
+    # in pieces, for the features may be a file larger than memory
+    if not all(bool(torch.isfinite(rows).all()) for rows in x.split(_CHECKED_ROWS)):
         raise ValueError("data.x must be finite, got NaN or infinite features")
     if y.dim() not in (1, 2) or y.size(0) != x.size(0):
         raise ValueError(

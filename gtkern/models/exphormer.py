@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtkern import ops
+from gtkern import _processes, ops
 from gtkern.graph import Graph
 from gtkern.nn import (
+    BatchNorm,
     EdgeTypeTerms,
     ExphormerAttention,
     NarrowAttention,
@@ -58,18 +59,31 @@ def augment(
 
     Reference: Shirzad et al. 2023 (Exphormer), section 3.
     """
-    parts = [edge_index.to(torch.int64)]
+    num_edges = edge_index.size(1)
+    if num_edges and edge_index.dtype != torch.int32:
+        low, high = (int(value) for value in torch.aminmax(edge_index))
+        if low < 0 or high >= num_nodes:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"edge_index must be 0 .. {num_nodes - 1} (num_nodes - 1), got {wrong}"
+            )
+    # int32 from the start, and one part after the other: with 64-bit copies of all of them the
+    # largest graphs would need several times the memory that they keep
+    expander = torch.empty(2, 0, dtype=torch.int32)
     if expander_degree:
-        parts.append(expander_edges(num_nodes, expander_degree, algorithm=algorithm, seed=seed))
-    parts.append(torch.arange(num_nodes).expand(2, -1))
-    kinds = (0, 1, 2) if expander_degree else (0, 2)
-    edge_type = torch.repeat_interleave(
-        torch.tensor(kinds, dtype=torch.uint8), torch.tensor([part.size(1) for part in parts])
-    )
-    grouped = Graph.from_edge_index(torch.cat(parts, dim=1), num_nodes, edge_type=edge_type)
-    return Graph.from_csr(
-        grouped.csr.ptr, grouped.csr.index, num_nodes, edge_type=grouped.csr.edge_type
-    )
+        expander = expander_edges(num_nodes, expander_degree, algorithm=algorithm, seed=seed)
+    sizes = (num_edges, expander.size(1), num_nodes)
+    edges = torch.empty(2, sum(sizes), dtype=torch.int32)
+    first, second, third = edges.split(sizes, dim=1)
+    second.copy_(expander)
+    del expander
+    first.copy_(edge_index)
+    third.copy_(torch.arange(num_nodes, dtype=torch.int32).expand(2, -1))
+    edge_type = torch.empty(sum(sizes), dtype=torch.uint8)
+    for kind, part in enumerate(edge_type.split(sizes)):
+        part.fill_(kind)
+    grouped = Graph.from_edge_index(edges, num_nodes, edge_type=edge_type).csr
+    return Graph.from_csr(grouped.ptr, grouped.index, num_nodes, edge_type=grouped.edge_type)
 
 
 class _Hidden(nn.Module):
@@ -78,7 +92,7 @@ class _Hidden(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width, bias=False)
-        self.norm = nn.BatchNorm1d(width)
+        self.norm = BatchNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """From x [N, C]; gives [N, C]."""
@@ -248,16 +262,18 @@ class ScoreEstimator(_Network):
         logits: Tensor = self.head(x)
         return logits
 
-    def scores(self, x: Tensor, graph: Graph, temperature: float = 1.0) -> list[Tensor]:
-        """The normalised attention scores [E] of every layer, in the order of the graph's edges."""
+    def scores(self, x: Tensor, graph: Graph, temperature: float = 1.0) -> Iterator[Tensor]:
+        """The normalised attention scores [E] of every layer, in the order of the graph's edges.
+
+        One layer after the other is computed when its scores are asked for, and none is kept.
+        """
         x = self.encoder(x)
         types = self.type_embedding.weight
-        scores = []
         for attention, block in zip(self.attention, self.blocks, strict=True):
             attended, score = attention(x, graph, types, temperature, return_scores=True)
-            scores.append(score.squeeze(1))
             x = block(x, attended)
-        return scores
+            del attended
+            yield score.squeeze(1)
 
 
 class SampledExphormer(_Network):
@@ -316,4 +332,38 @@ class SampledExphormer(_Network):
         for attention, block, edges in zip(self.attention, self.blocks, layers, strict=True):
             x = block(x, attention(x, edges, types))
         logits: Tensor = self.head(x)
+        return logits
+
+    def everywhere(
+        self, x: Tensor, neighbors: Sequence[ops.Neighbors], rows: slice, at_once: int
+    ) -> Tensor:
+        """Logits of the nodes `rows`, each layer computed once for every node.
+
+        In evaluation the same as `forward` on batches, but no node's layer is computed twice. It
+        holds four arrays [N, C] at a time.
+
+        Args:
+            x: [N, F]; may be a memory map, which is read once and in order.
+            neighbors: of each layer, as gtkern.ops.sample_neighbors gives them for all N nodes.
+            rows: this process's nodes; those of all processes, by rank, are the N nodes.
+            at_once: nodes at a time, where a block's hidden layers would take memory.
+
+        Returns:
+            [rows, classes].
+        """
+        own = torch.cat([self.encoder(part) for part in x[rows].split(at_once)])
+        types = self.type_embedding.weight
+        for attention, block, layer in zip(self.attention, self.blocks, neighbors, strict=True):
+            assert isinstance(attention, SampledAttention)
+            keys, values = (_processes.gather_rows(y) for y in attention.keys_and_values(own))
+            index = layer.index[rows].split(at_once)
+            kinds = [None] * len(index) if layer.type is None else layer.type[rows].split(at_once)
+            out = torch.empty_like(own)
+            for into, part, neighbor, kind in zip(
+                out.split(at_once), own.split(at_once), index, kinds, strict=True
+            ):
+                attended = attention.attended(part, keys, values, neighbor, kind, types)
+                into.copy_(block(part, attended))
+            own = out
+        logits: Tensor = self.head(own)
         return logits

@@ -7,13 +7,15 @@ from gtkern.nn.attention import (
     SampledAttention,
 )
 from gtkern.nn.block import TransformerBlock
-from gtkern.nn.norm import GraphNorm
+from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 
 __all__ = [
+    "BatchNorm",
     "EdgeTypeTerms",
     "ExphormerAttention",
     "GraphNorm",
     "NarrowAttention",
     "SampledAttention",
     "TransformerBlock",
+    "synchronize_norms",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtkern import ops
+from gtkern import _processes, ops
 from gtkern.graph import Graph
 
 __all__ = [
@@ -81,7 +82,8 @@ class NarrowAttention(nn.Module):
 
         Args:
             x: [N, C].
-            graph: the augmented graph, with edge types.
+            graph: the augmented graph, with edge types. Where it has more sources than x has rows,
+                x is this process's part of them: the rows of all processes, by rank.
             type_embedding: [T, C].
             temperature: divides the scores, > 0.
             return_scores: also return the normalised scores.
@@ -90,11 +92,14 @@ class NarrowAttention(nn.Module):
             [N, C], or that and the scores [E, H] in the order the graph was given its edges.
         """
         q, k, v = self.qkv(x).view(x.size(0), self.heads, 3, -1).unbind(2)
+        v = functional.normalize(v, dim=-1) * self.value_scale
+        if graph.num_src_nodes != x.size(0):
+            k, v = _processes.gather_rows(torch.stack((k, v), dim=1)).unbind(1)
         key_scale, bias = self.terms(type_embedding)
         result = self.attend(
             q,
             k,
-            functional.normalize(v, dim=-1) * self.value_scale,
+            v,
             graph,
             key_scale=key_scale.sum(-1, keepdim=True),
             bias=bias,
@@ -151,16 +156,35 @@ class SampledAttention(nn.Module):
             [N_dst, C].
         """
         num_dst = layer.index.size(0)
+        return self.attended(
+            x[:num_dst], *self.keys_and_values(x), layer.index, layer.type, type_embedding
+        )
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and the values [N, H, D] of x [N, C]."""
+        shape = (x.size(0), self.heads, self.width // self.heads)
+        return self.key(x).view(shape), self.value(x).view(shape)
+
+    def attended(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        index: Tensor,
+        edge_type: Tensor | None,
+        type_embedding: Tensor,
+    ) -> Tensor:
+        """What x [N_dst, C] gets from its neighbours `index` [N_dst, k]; gives [N_dst, C]."""
         key_scale, bias = self.terms(type_embedding)
         out: Tensor = self.attend(
-            self.query(x[:num_dst]).view(num_dst, self.heads, -1),
-            self.key(x).view(x.size(0), self.heads, -1),
-            self.value(x).view(x.size(0), self.heads, -1),
-            layer.index,
+            self.query(x).view(x.size(0), self.heads, -1),
+            keys,
+            values,
+            index,
             scale=1.0,
             key_scale=key_scale,
             bias=bias,
-            edge_type=layer.type,
+            edge_type=edge_type,
             clamp=8.0,
         )
         return out.flatten(1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gtkern.nn.dropout import dropout
-from gtkern.nn.norm import GraphNorm
+from gtkern.nn.norm import BatchNorm, GraphNorm
 
 __all__ = ["TransformerBlock"]
 
@@ -35,7 +35,7 @@ class TransformerBlock(nn.Module):
             raise ValueError(f"norm must be 'batch' or 'graph', got {norm!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        make_norm = nn.BatchNorm1d if norm == "batch" else GraphNorm
+        make_norm = BatchNorm if norm == "batch" else GraphNorm
         self.dropout = dropout
         self.attention_norm = make_norm(width)
         self.widen = nn.Linear(width, 2 * width)

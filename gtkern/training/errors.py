@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InterruptedRunError", "UserError"]
+__all__ = ["InterruptedRunError", "LostProcessError", "UserError"]
 
 
 class UserError(Exception):
@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class InterruptedRunError(Exception):
     """The user stopped a run; its checkpoints are written."""
+
+
+class LostProcessError(Exception):
+    """Another process of the run is gone."""

@@ -15,16 +15,22 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gtkern.training.errors import InterruptedRunError, UserError
+from gtkern import _processes
+from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
 from gtkern.training.node import NodeTask
 
-__all__ = ["fit", "resolve_device"]
+__all__ = ["fit", "join_processes", "resolve_device"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+LARGEST_SHARE = 0.01
+"""Part of the time that checkpoints may take: quick ones are written more often."""
 _REFRESH_PER_SECOND = 4
 
 
@@ -47,6 +53,29 @@ def resolve_device(devices: str) -> torch.device:
     return device
 
 
+def join_processes(devices: str) -> torch.device:
+    """The device of this process; joins the others where torchrun started several.
+
+    They talk through NCCL on GPUs, each process on one of its own, and through gloo on CPUs.
+
+    Raises:
+        UserError: as resolve_device; or a numbered device for several processes, or fewer GPUs than
+            processes on this machine.
+    """
+    environment = TorchElasticEnvironment()
+    if not (TorchElasticEnvironment.detect() and environment.world_size() > 1):
+        return resolve_device(devices)
+    if ":" in devices:
+        raise UserError(f"--devices must not name one for several processes, got {devices!r}")
+    device = resolve_device(devices)
+    if device.type == "cuda":
+        device = resolve_device(f"cuda:{environment.local_rank()}")
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
 class _Keeper(Checkpoint):
     """Writes the checkpoint at the end, now and then, and when the user asks to stop.
 
@@ -57,16 +86,22 @@ class _Keeper(Checkpoint):
         self.path = path
         self.stopping = stopping
         self.saved_at = time.monotonic()
+        self.wait = 0.0
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        trainer.should_stop = self.stopping()
+        # what one process was told, or finds due, all do
+        trainer.should_stop, overdue = _processes.any_of(
+            self.stopping(), time.monotonic() - self.saved_at > self.wait
+        )
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        overdue = time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
         if self.path is not None and (trainer.should_stop or last or overdue):
+            began = time.monotonic()
             part = self.path.with_suffix(".part")
             trainer.save_checkpoint(part)
-            os.replace(part, self.path)
+            if trainer.is_global_zero:
+                os.replace(part, self.path)
             self.saved_at = time.monotonic()
+            self.wait = min(SECONDS_BETWEEN_CHECKPOINTS, (self.saved_at - began) / LARGEST_SHARE)
 
 
 class _Bar(Callback):
@@ -81,7 +116,7 @@ class _Bar(Callback):
             TextColumn("{task.fields[figures]}"),
             console=console,
             refresh_per_second=_REFRESH_PER_SECOND,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or _processes.rank() > 0,
         )
 
     def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
@@ -122,12 +157,13 @@ def fit(
         device: where.
         console: for the progress bar.
         checkpoint: file of the state to resume from; written at the end, when the user stops, and
-            every 30 seconds at the end of an epoch. None: nothing is written.
+            at the end of an epoch every 30 seconds, sooner where that takes 1 % of the time at
+            most. None: nothing is written.
         resume: start from `checkpoint` if it is there.
 
     Raises:
         InterruptedRunError: the user stopped the run (Ctrl-C or SIGTERM: after the epoch; a second
-            time: at once). UserError: training diverged.
+            time: at once). LostProcessError: another process ended. UserError: training diverged.
     """
     bar = _Bar(title, console)
     start = None
@@ -136,7 +172,7 @@ def fit(
     with _stop_on_signal() as stopping, _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
+            **_strategy(device),
             max_epochs=task.optimization.epochs,
             check_val_every_n_epoch=task.optimization.eval_every,
             gradient_clip_val=task.optimization.clip_grad_norm or None,
@@ -151,10 +187,35 @@ def fit(
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning ends the process on a second Ctrl-C
             raise InterruptedRunError(title) from error
+        except RuntimeError as error:
+            if _processes.lost(error):
+                raise LostProcessError(f"{title}: another process of the run ended") from error
+            raise
         finally:
             bar.close()
-    if stopping():
+        (stopped,) = _processes.any_of(stopping())
+    if stopped:
         raise InterruptedRunError(title)
+
+
+def _strategy(device: torch.device) -> dict[str, Any]:
+    """What the Trainer is told of the processes of this run."""
+    if _processes.count() == 1:
+        return {"devices": [device.index or 0] if device.type == "cuda" else 1}
+    environment = TorchElasticEnvironment()
+    machines = _processes.gather_objects(environment.node_rank())
+    strategy = DDPStrategy(
+        cluster_environment=environment,
+        process_group_backend=dist.get_backend(),
+        # the norms' statistics are those of all processes already
+        broadcast_buffers=False,
+    )
+    return {
+        "strategy": strategy,
+        "devices": machines.count(environment.node_rank()),
+        "num_nodes": len(set(machines)),
+        "use_distributed_sampler": False,
+    }
 
 
 @contextmanager

@@ -8,9 +8,28 @@ import resource
 
 import torch
 
-__all__ = ["peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = ["keep_freed_memory", "peak_bytes", "reset_peak", "resident_bytes"]
+
+# parameters of glibc's mallopt
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 _PROCESS = pathlib.Path("/proc/self")
+
+
+def keep_freed_memory() -> None:
+    """Let the process reuse the memory of freed arrays instead of giving it back at once.
+
+    glibc maps every large array anew, and the system fills its pages with zeros when they are first
+    touched: on arrays of tens of MiB that takes as long as the arithmetic. It holds for the whole
+    process, hence for programs to call and not for libraries. Without glibc nothing happens.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 def reset_peak(device: torch.device) -> None:

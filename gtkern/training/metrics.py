@@ -6,17 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["METRICS", "evaluate", "loss"]
+__all__ = ["METRICS", "evaluate", "known", "loss"]
 
 METRICS = ("accuracy", "roc_auc")
 
 
-def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of classes [N], or of independent 0/1 tasks [N, tasks] where they are known."""
+def known(y: Tensor) -> int:
+    """How many labels y [N] or [N, tasks] has."""
+    return y.numel() if y.dim() == 1 else int((~y.isnan()).sum())
+
+
+def loss(logits: Tensor, y: Tensor, count: int | None = None) -> Tensor:
+    """Cross-entropy of classes [N], or of independent 0/1 tasks [N, tasks] where they are known.
+
+    The sum over the labels, divided by `count`; default: by their number, which gives the mean.
+    """
+    count = max(1, known(y) if count is None else count)
     if y.dim() == 1:
-        return functional.cross_entropy(logits, y)
-    known = ~y.isnan()
-    return functional.binary_cross_entropy_with_logits(logits[known], y[known])
+        return functional.cross_entropy(logits, y, reduction="sum") / count
+    told = ~y.isnan()
+    total = functional.binary_cross_entropy_with_logits(logits[told], y[told], reduction="sum")
+    return total / count
 
 
 def evaluate(metric: str, logits: Tensor, y: Tensor) -> float:

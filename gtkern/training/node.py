@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,15 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
+from gtkern import _processes
 from gtkern.data.node import NodeData
+from gtkern.nn import synchronize_norms
 from gtkern.training import metrics
+from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.errors import UserError
 from gtkern.training.optimization import Optimization, cosine_with_warmup
 
-__all__ = ["Best", "NodeBatches", "NodeTask"]
+__all__ = ["Best", "NodeTask"]
 
 
 @dataclass
@@ -30,57 +32,26 @@ class Best:
     weights: dict[str, Tensor]
 
 
-class NodeBatches:
-    """Nodes in batches, shuffled anew every epoch when `epoch` is given.
-
-    Args:
-        nodes: int64 [M].
-        batch_size: nodes in a batch; at least M: one batch in the given order.
-        seed: of the shuffling.
-        epoch: tells the current epoch.
-    """
-
-    def __init__(
-        self,
-        nodes: Tensor,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epoch: Callable[[], int] | None = None,
-    ) -> None:
-        self.nodes = nodes
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.nodes.numel() // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        nodes = self.nodes
-        if self.epoch is not None and len(self) > 1:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-            nodes = nodes[torch.randperm(nodes.numel(), generator=generator)]
-        return iter(nodes.split(self.batch_size))
-
-
 class NodeTask(lightning.LightningModule):
     """Training and evaluation of a network on the nodes of one graph.
 
-    A method says in `logits` how the network is called. One pass over validation and test nodes
-    gives both metrics; the weights of the best validation metric are kept in memory.
+    A method says in `logits` how the network is called, and in `prepare` what can be made ready
+    before. One pass over validation and test nodes gives both metrics; the weights of the best
+    validation metric are kept in memory.
+
+    Several processes share every batch out among them. Their losses are weighted so that the
+    gradient is that of the whole batch, however unequal the shares; statistics of BatchNorm and
+    GraphNorm are those of all shares together; every process has all logits for the metrics.
 
     Args:
         network: the module to train.
         data: the graph with its labels.
         optimization: see Optimization.
         metric: one of gtkern.training.metrics.METRICS.
-        batch_size: training nodes in a step, evaluated nodes in a pass.
+        batch_size: training nodes in a step, evaluated nodes in a pass; of all processes together.
         seed: of the batches.
+        ahead: batches prepared in a thread while others train.
     """
-
-    x: Tensor
-    y: Tensor
 
     def __init__(
         self,
@@ -91,43 +62,77 @@ class NodeTask(lightning.LightningModule):
         metric: str,
         batch_size: int,
         seed: int,
+        ahead: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
         self.optimization = optimization
         self.metric = metric
-        self.register_buffer("x", data.x, persistent=False)
-        self.register_buffer("y", data.y, persistent=False)
+        # no buffers: they may be files larger than memory, which nobody should copy or send
+        self.x = data.x
+        self.y = data.y
+        self._labels = data.y
         self._train_nodes = data.train_mask.nonzero().flatten()
         val, test = (mask.nonzero().flatten() for mask in (data.val_mask, data.test_mask))
         self._num_val = val.numel()
         self._eval_nodes = torch.cat((val, test))
         self._batch_size = batch_size
         self._seed = seed
+        self._ahead = ahead
         self.history: list[dict[str, float]] = []
         self.best: Best | None = None
-        self._loss: Tensor | None = None
-        self._evaluated: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._evaluated: list[tuple[Tensor, Tensor]] = []
         self._last: dict[str, float] = {}
         self._started = time.perf_counter()
 
-    def logits(self, nodes: Tensor) -> Tensor:
-        """The network's output [M, classes] for `nodes` [M]."""
+    def share(self, nodes: Tensor) -> Tensor:
+        """This process's part of the nodes of a batch."""
+        return nodes.tensor_split(_processes.count())[_processes.rank()]
+
+    def prepare(self, targets: Tensor) -> Any:
+        """What `logits` needs of a batch besides its targets; on the CPU, maybe in a thread."""
+        return None
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The network's output [M, classes] for the batch's targets [M]."""
         raise NotImplementedError
 
     def report(self) -> dict[str, float]:
         """What a method adds to the row of an epoch."""
         return {}
 
+    def batch(self, nodes: Tensor) -> Batch:
+        """This process's part of a batch, prepared."""
+        targets = self.share(nodes)
+        return Batch(targets, metrics.known(self._labels[nodes]), self.prepare(targets))
+
+    def setup(self, stage: str) -> None:
+        """Move the data to the network's device; draw other numbers in every process."""
+        self.to_device(self.trainer.strategy.root_device)
+        if _processes.count() > 1:
+            synchronize_norms(self.network)
+            torch.manual_seed(self._seed * 1_000_003 + _processes.rank())
+
+    def to_device(self, device: torch.device) -> None:
+        """Move what the steps read."""
+        self.x = self.x.to(device)
+        self.y = self.y.to(device)
+
     def train_dataloader(self) -> NodeBatches:
         """Training nodes."""
         return NodeBatches(
-            self._train_nodes, self._batch_size, seed=self._seed, epoch=lambda: self.current_epoch
+            self._train_nodes,
+            self._batch_size,
+            self.batch,
+            seed=self._seed,
+            epoch=lambda: self.current_epoch,
+            ahead=self._ahead,
         )
 
     def val_dataloader(self) -> NodeBatches:
         """Validation nodes, then test nodes."""
-        return NodeBatches(self._eval_nodes, self._batch_size)
+        return NodeBatches(self._eval_nodes, self._batch_size, self.batch, ahead=self._ahead)
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule, stepped once an epoch."""
@@ -146,23 +151,31 @@ class NodeTask(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock."""
+        self._losses = []
         self._started = time.perf_counter()
         self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
-    def training_step(self, nodes: Tensor, _: int) -> Tensor:
-        """The loss of a batch of training nodes."""
-        loss = metrics.loss(self.logits(nodes), self.y[nodes])
-        self._loss = loss.detach()
-        return loss
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """This process's part of the loss of a batch of training nodes."""
+        loss = metrics.loss(self.logits(batch), self.y[batch.targets], batch.known)
+        self._losses.append(loss.detach())
+        # the processes' gradients are averaged, and it is their sum that is wanted
+        return loss * _processes.count()
 
-    def validation_step(self, nodes: Tensor, _: int) -> None:
+    def validation_step(self, batch: Batch, _: int) -> None:
         """Keep the outputs until all nodes have one."""
-        self._evaluated.append(self.logits(nodes))
+        self._evaluated.append((batch.targets, self.logits(batch)))
 
     def on_validation_epoch_end(self) -> None:
         """Both metrics; keep the weights when validation is better than ever."""
-        logits = torch.cat(self._evaluated)
+        nodes, logits = (
+            _processes.gather_rows(torch.cat(parts)) for parts in zip(*self._evaluated, strict=True)
+        )
         self._evaluated = []
+        if _processes.count() > 1:
+            order = nodes.argsort()
+            wanted = self._eval_nodes.to(nodes.device)
+            logits = logits[order[torch.searchsorted(nodes[order], wanted)]]
         truth = self.y[self._eval_nodes.to(self.y.device)]
         split = self._num_val
         val = metrics.evaluate(self.metric, logits[:split], truth[:split])
@@ -178,8 +191,8 @@ class NodeTask(lightning.LightningModule):
         Raises:
             UserError: the loss is no finite number.
         """
-        assert self._loss is not None
-        loss = float(self._loss)
+        loss = float(_processes.total(torch.stack(self._losses)).mean())
+        self._losses = []
         if not math.isfinite(loss):
             raise UserError(
                 f"training diverged: the loss is {loss} in epoch {self.current_epoch + 1}; "
@@ -197,12 +210,12 @@ class NodeTask(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not keep: rows, best weights, the random state."""
+        """Add what Lightning does not keep: rows, best weights, the random states."""
         best = None if self.best is None else vars(self.best)
         checkpoint["gtkern"] = {
             "history": self.history,
             "best": best,
-            "rng_state": torch.get_rng_state(),
+            "rng_states": _processes.gather_objects(torch.get_rng_state()),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -210,4 +223,7 @@ class NodeTask(lightning.LightningModule):
         kept = checkpoint["gtkern"]
         self.history = list(kept["history"])
         self.best = None if kept["best"] is None else Best(**kept["best"])
-        torch.set_rng_state(kept["rng_state"])
+        states = kept["rng_states"]
+        # with more processes than before the new ones keep the states that they began with
+        if _processes.rank() < len(states):
+            torch.set_rng_state(states[_processes.rank()])

@@ -100,6 +100,7 @@ class Summary:
         peak_bytes: the largest of the phases.
         trained_parameters, total_parameters: over all phases.
         phases: in order. comparison: with other code, where asked for.
+        processes: that shared the work.
         format: SUMMARY_FORMAT.
     """
 
@@ -118,6 +119,7 @@ class Summary:
     total_parameters: int
     phases: list[Phase]
     comparison: list[Comparison] = field(default_factory=list)
+    processes: int = 1
     format: int = SUMMARY_FORMAT
 
 
@@ -126,13 +128,16 @@ class RunFolder:
 
     Args:
         path: made when missing.
+        writes: False for the processes that only read.
 
     Raises:
         UserError: the folder cannot be made or written to.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writes: bool = True) -> None:
         self.path = pathlib.Path(path).expanduser()
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{os.getpid()}"
@@ -172,16 +177,22 @@ class RunFolder:
         writer.writerows(rows)
         self.write_text(name, text.getvalue())
 
-    def write_arrays(self, name: str, shape: tuple[int, ...], rows: Iterator[np.ndarray]) -> None:
-        """Write a .npy of `shape` row by row, through a memory map: never whole in memory."""
+    def write_arrays(self, name: str, shape: tuple[int, ...], pieces: Iterator[np.ndarray]) -> None:
+        """Write a .npy of `shape` from pieces that fill it one behind the other, in C order.
+
+        It is written through a memory map: never whole in memory.
+        """
         with self.replacing(name) as part:
-            array = None
-            for number, row in enumerate(rows):
+            array, filled = None, 0
+            for piece in pieces:
                 if array is None:
-                    array = np.lib.format.open_memmap(part, mode="w+", dtype=row.dtype, shape=shape)
-                array[number] = row
-            if array is None:
-                raise ValueError("rows must hold at least one array, got none")
+                    array = np.lib.format.open_memmap(
+                        part, mode="w+", dtype=piece.dtype, shape=shape
+                    )
+                array.reshape(-1)[filled : filled + piece.size] = piece.reshape(-1)
+                filled += piece.size
+            if array is None or filled != array.size:
+                raise ValueError(f"pieces must fill {list(shape)}, got {filled} numbers")
             array.flush()
             del array
 

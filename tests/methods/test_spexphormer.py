@@ -10,6 +10,8 @@ import math
 import os
 import pathlib
 import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,17 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from gtkern import peers
+from gtkern import ops, peers
 from gtkern.data import minesweeper
 from gtkern.data.node import NodeData
 from gtkern.methods.spexphormer.run import Spexphormer, build_graph
 from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings, temperature_at
-from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
+from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask, own_rows
+from gtkern.models.exphormer import SampledExphormer
+from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.fit import fit
-from gtkern.training.node import NodeBatches
+from gtkern.training.node import Best
 from gtkern.training.run import RunFolder, comparison_table, read_summary, table
 
 CPU = torch.device("cpu")
@@ -108,6 +112,7 @@ def test_the_summary_has_the_documented_keys(finished: pathlib.Path) -> None:
         "total_parameters",
         "phases",
         "comparison",
+        "processes",
         "format",
     }
     assert [phase["name"] for phase in summary["phases"]] == ["phase1", "phase2"]
@@ -136,8 +141,10 @@ def test_scores_are_of_the_best_epoch_at_its_temperature(finished: pathlib.Path)
     task.network.load_state_dict(load_file(finished / "checkpoints/phase1.safetensors"))
     best = json.loads((finished / "checkpoints/phase1.json").read_text())["phase"]["best_epoch"]
     with torch.inference_mode():
-        expected = task.network.eval().scores(  # type: ignore[operator]
-            task.x, graph, temperature_at(settings.phase1, best - 1)
+        expected = list(
+            task.network.eval().scores(  # type: ignore[operator]
+                task.x, graph, temperature_at(settings.phase1, best - 1)
+            )
         )
     scores = np.load(finished / "scores/scores.npy", mmap_mode="r")
     assert scores.shape == (2, graph.num_edges)
@@ -286,13 +293,130 @@ def test_small_batches_see_every_training_node() -> None:
 
 def test_batches_are_shuffled_by_epoch_and_complete() -> None:
     epoch = 0
-    batches = NodeBatches(torch.arange(10), 4, epoch=lambda: epoch)
-    first = torch.cat(list(batches))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.equal(first, torch.cat(list(batches)))
+    batches = NodeBatches(torch.arange(10), 4, whole, epoch=lambda: epoch)
+    first = torch.cat([batch.targets for batch in batches])
+    assert [len(batch.targets) for batch in batches] == [4, 4, 2]
+    assert torch.equal(first, torch.cat([batch.targets for batch in batches]))
     epoch = 1
-    assert not torch.equal(first, torch.cat(list(batches)))
+    assert not torch.equal(first, torch.cat([batch.targets for batch in batches]))
     assert torch.equal(first.sort().values, torch.arange(10))
+
+
+def test_a_last_batch_of_one_node_is_joined_to_the_one_before() -> None:
+    batches = NodeBatches(torch.arange(9), 4, whole)
+    assert [len(batch.targets) for batch in batches] == [4, 5]
+    assert len(batches) == 2
+
+
+def batches_of(ahead: int) -> list[Batch]:
+    phase = dataclasses.replace(small().phase2, batch_size=20, prepared_ahead=ahead)
+    settings, graph = small(phase2=phase), build_graph(small(), data())
+    scores = torch.rand(2, graph.num_edges, generator=torch.Generator().manual_seed(0))
+    task = SampledTask(settings, data(), graph, scores)
+    task.sample(0)
+    return [*task.train_dataloader(), *task.val_dataloader()]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 100])
+def test_batches_prepared_ahead_are_the_same(ahead: int) -> None:
+    plain, prepared = batches_of(0), batches_of(ahead)
+    assert len(plain) == len(prepared) == 4 + 4
+    for first, second in zip(plain, prepared, strict=True):
+        assert torch.equal(first.targets, second.targets)
+        assert torch.equal(first.inputs[0], second.inputs[0])
+        for one, other in zip(first.inputs[1], second.inputs[1], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_batches_are_prepared_in_a_thread_and_no_further_than_asked() -> None:
+    made: list[int] = []
+
+    def make(nodes: torch.Tensor) -> Batch:
+        made.append(threading.get_ident())
+        return whole(nodes)
+
+    batches = iter(NodeBatches(torch.arange(100), 10, make, ahead=2))
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert len(made) == 3
+    assert threading.get_ident() not in made
+
+
+def test_a_mistake_in_the_thread_is_raised() -> None:
+    def make(nodes: torch.Tensor) -> Batch:
+        raise ValueError(f"of node {int(nodes[0])}")
+
+    with pytest.raises(ValueError, match="of node 0"):
+        list(NodeBatches(torch.arange(100), 10, make, ahead=2))
+
+
+@pytest.mark.parametrize("at_once", [7, 1000])
+def test_evaluation_by_layers_is_that_of_batches(at_once: int) -> None:
+    settings, graph = small(), build_graph(small(), data())
+    task = SampledTask(settings, data(), graph, torch.rand(2, graph.num_edges))
+    task.sample(0)
+    network = task.network
+    assert isinstance(network, SampledExphormer)
+    for _ in range(3):
+        task.logits(task.batch(torch.arange(144)))  # statistics of BatchNorm other than 0 and 1
+    network.eval()
+    nodes = torch.tensor([5, 140, 17, 77])
+    with torch.no_grad():
+        by_layers = network.everywhere(task.x, task.neighbors, slice(0, 144), at_once)
+        by_batches = task.logits(task.batch(nodes))
+    torch.testing.assert_close(by_layers[nodes], by_batches, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_with_evaluation_by_layers_ends_the_same(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    phase = dataclasses.replace(small().phase2, evaluation="layers")
+    summary = run(tmp_path, small(phase2=phase))
+    expected = read_summary(finished / "summary.json")
+    assert summary.test["roc_auc"] == pytest.approx(expected["test"]["roc_auc"], abs=1e-3)
+
+
+def test_scores_are_computed_one_layer_at_a_time(tmp_path: pathlib.Path) -> None:
+    calls = 0
+
+    def attend(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += options["return_scores"]
+        return ops.sparse_attention(*arguments, **options)
+
+    settings, graph = small(), build_graph(small(), data())
+    task = ScoreTask(settings, data(), graph, attend=attend)
+    task.best = Best(0, 0.5, 0.5, task.network.state_dict())
+    pieces = task.best_scores()
+    assert calls == 0
+    next(pieces)
+    assert calls == 1
+    assert len(list(pieces)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_own_all_rows_and_about_as_many_edges(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    graph = build_graph(small(), data())
+    monkeypatch.setattr("gtkern._processes.count", lambda: count)
+    end, edges = 0, []
+    for rank in range(count):
+        monkeypatch.setattr("gtkern._processes.rank", lambda rank=rank: rank)
+        rows = own_rows(graph)
+        assert rows.start == end
+        end = rows.stop
+        edges.append(int(graph.csr.ptr[rows.stop] - graph.csr.ptr[rows.start]))
+    assert end == 144
+    largest = int(graph.degree().max())
+    assert max(edges) - min(edges) <= 2 * largest
+
+
+def whole(nodes: torch.Tensor) -> Batch:
+    return Batch(nodes, nodes.numel(), None)
 
 
 def test_several_tasks_at_once_are_learned(tmp_path: pathlib.Path) -> None:

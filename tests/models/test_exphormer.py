@@ -25,6 +25,19 @@ def test_parameters_are_those_of_the_papers_proteins_network() -> None:
     assert parameters(SampledExphormer(8, 112, width=64, heads=4, layers=2)) == 79_224
 
 
+@pytest.mark.parametrize("wrong", [-1, 40, 2**32])
+def test_augmenting_refuses_nodes_that_are_not_there(wrong: int) -> None:
+    edges = RING.clone()
+    edges[1, 3] = wrong
+    with pytest.raises(ValueError, match=rf"edge_index must be 0 \.\. 39 .*got {wrong}"):
+        augment(edges, 40, expander_degree=3)
+
+
+def test_augmenting_takes_short_and_long_integers_alike() -> None:
+    short, long = (augment(edges, 40, expander_degree=3) for edges in (RING.int(), RING))
+    assert all(torch.equal(a, b) for a, b in zip(short.csr, long.csr, strict=True))
+
+
 def test_augmented_graph_has_three_types_in_its_own_order() -> None:
     graph = augment(RING, 40, expander_degree=3, seed=1)
     types = graph.edge_type()
@@ -53,7 +66,7 @@ def test_scores_of_every_row_sum_to_one() -> None:
     graph = augment(RING, 40, expander_degree=2)
     network = ScoreEstimator(3, 2, layers=3).eval()
     with torch.inference_mode():
-        scores = network.scores(torch.randn(40, 3), graph, 0.5)
+        scores = list(network.scores(torch.randn(40, 3), graph, 0.5))
     assert len(scores) == 3
     for score in scores:
         total = torch.zeros(40).index_add(0, graph.edge_index()[1], score)
@@ -69,7 +82,7 @@ def test_scores_belong_to_the_forward_pass() -> None:
         attended, score = attention(
             hidden, graph, network.type_embedding.weight, 0.7, return_scores=True
         )
-        scores = network.scores(x, graph, 0.7)
+        scores = list(network.scores(x, graph, 0.7))
         hidden = network.blocks[0](hidden, attended)
         attended = network.attention[1](hidden, graph, network.type_embedding.weight, 0.7)
         logits = network.head(network.blocks[1](hidden, attended))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,6 +44,30 @@ def test_rows_become_one_array(tmp_path: pathlib.Path) -> None:
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     folder.write_arrays("deep/er/scores.npy", (2, 3), iter(rows))
     assert np.array_equal(np.load(folder / "deep/er/scores.npy", mmap_mode="r"), rows)
+
+
+def test_pieces_of_any_size_fill_an_array(tmp_path: pathlib.Path) -> None:
+    folder = RunFolder(tmp_path)
+    numbers = np.arange(6, dtype=np.float32)
+    folder.write_arrays("scores.npy", (2, 3), iter((numbers[:4], numbers[4:4], numbers[4:])))
+    assert np.array_equal(np.load(folder / "scores.npy"), numbers.reshape(2, 3))
+    with pytest.raises(ValueError, match=r"pieces must fill \[2, 3\], got 4 numbers"):
+        folder.write_arrays("scores.npy", (2, 3), iter((numbers[:4],)))
+    assert np.array_equal(np.load(folder / "scores.npy"), numbers.reshape(2, 3))
+
+
+def test_a_process_that_only_reads_makes_no_folder(tmp_path: pathlib.Path) -> None:
+    RunFolder(tmp_path / "run", writes=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_freed_memory_is_kept_when_asked() -> None:
+    code = (
+        "import torch; from gtkern.training import memory; memory.keep_freed_memory();"
+        "torch.ones(2**26); print(memory.resident_bytes(torch.device('cpu')) > 2**28)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "True"
 
 
 def test_csv_has_the_keys_of_all_rows(tmp_path: pathlib.Path) -> None:

@@ -61,6 +61,9 @@ def test_a_difference_is_named() -> None:
         ("phase2.heads=5", "phase2.heads must divide width 32"),
         ("phase1.layers=3", "phase1.layers must be at least phase2.layers 4"),
         ("expander.algorithm=tree", "expander.algorithm must be one of hamiltonian"),
+        ("phase2.batch_size=1", "phase2.batch_size must be >= 2"),
+        ("phase2.evaluation=all", "phase2.evaluation must be one of batches, layers"),
+        ("power_law.nodes=9", "power_law is for the data set power-law alone"),
         ("metric=f1", "metric must be one of accuracy, roc_auc, got 'f1'"),
         ("dataset=5", "dataset must be text, got 5"),
     ],
@@ -69,6 +72,11 @@ def test_a_bad_assignment_is_explained(assignment: str, message: str) -> None:
     with pytest.raises(settings_of.SettingsError) as caught:
         read(assignment)
     assert message in str(caught.value)
+
+
+def test_evaluation_by_layers_needs_known_statistics() -> None:
+    with pytest.raises(settings_of.SettingsError, match="needs the norm batch, got graph"):
+        read("phase2.evaluation=layers", "phase2.norm=graph")
 
 
 def test_a_bad_file_is_explained(tmp_path: pathlib.Path) -> None:

@@ -17,14 +17,14 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gtkern import ops, peers
+from gtkern import _processes, ops, peers
 from gtkern.data.node import NodeData, check_node_data
 from gtkern.graph import Graph
 from gtkern.methods.spexphormer.settings import Settings, temperature_at
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
 from gtkern.models.exphormer import EDGE_TYPES, augment
 from gtkern.training import memory, plots
-from gtkern.training.errors import InterruptedRunError, UserError
+from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
 from gtkern.training.fit import fit
 from gtkern.training.node import Best, NodeTask
 from gtkern.training.run import (
@@ -108,6 +108,7 @@ class Spexphormer:
         self.command = command
         self.console = console or Console(stderr=True)
         check_backend(backend, self.device)
+        self._first = _processes.rank() == 0
         self.rows: dict[str, list[dict[str, float]]] = {}
         self.best: dict[str, int] = {}
 
@@ -119,12 +120,25 @@ class Spexphormer:
             compare: then time a few epochs on plain PyG and torch ops.
 
         Raises:
-            InterruptedRunError: the user stopped; `resume` goes on. UserError: training diverged.
+            InterruptedRunError: the user stopped; `resume` goes on. LostProcessError: another
+            process of the run ended; likewise. UserError: training diverged.
         """
-        if not resume:
+        try:
+            return self._run(resume=resume, compare=compare)
+        except RuntimeError as error:
+            if _processes.lost(error):
+                raise LostProcessError("another process of the run ended") from error
+            raise
+
+    def _run(self, *, resume: bool, compare: bool) -> Summary:
+        if compare and _processes.count() > 1:
+            raise UserError("the comparison is of one process")
+        if not resume and self._first:
             self._clean()
         graph = build_graph(self.settings, self.data)
         phases = [self._phase1(graph, resume)]
+        # the first process has written the scores, and all of them map the same file
+        _processes.barrier()
         scores = torch.from_numpy(np.load(self.folder / "scores/scores.npy", mmap_mode="c"))
         if scores.size(1) != graph.num_edges:
             raise UserError(
@@ -132,7 +146,8 @@ class Spexphormer:
                 f"and this graph has {graph.num_edges:,}"
             )
         phases.append(self._phase2(graph, scores, resume))
-        self._plot(graph, scores, phases)
+        if self._first:
+            self._plot(graph, scores, phases)
         comparison = self._compare(graph, scores) if compare else []
         parameters = sum(phase.parameters for phase in phases)
         summary = Summary(
@@ -151,8 +166,10 @@ class Spexphormer:
             total_parameters=parameters,
             phases=phases,
             comparison=comparison,
+            processes=_processes.count(),
         )
-        self.folder.write_summary(summary)
+        if self._first:
+            self.folder.write_summary(summary)
         return summary
 
     def _phase1(self, graph: Graph, resume: bool) -> Phase:
@@ -166,11 +183,16 @@ class Spexphormer:
         task = ScoreTask(self.settings, self.data, graph, attend=attend)
         earlier = self._fit("phase1", task, resume)
         assert task.best is not None
-        layers = self.settings.phase1.layers
-        self.folder.write_arrays("scores/scores.npy", (layers, graph.num_edges), task.best_scores())
-        self.folder.write_array("scores/row_ptr.npy", graph.csr.ptr.numpy())
-        self.folder.write_array("scores/source.npy", graph.csr.index.numpy())
-        self.folder.write_array("scores/edge_type.npy", graph.csr.edge_type.numpy())
+        if self._first:
+            shape = (self.settings.phase1.layers, graph.num_edges)
+            self.folder.write_arrays("scores/scores.npy", shape, task.best_scores())
+            self.folder.write_array("scores/row_ptr.npy", graph.csr.ptr.numpy())
+            self.folder.write_array("scores/source.npy", graph.csr.index.numpy())
+            self.folder.write_array("scores/edge_type.npy", graph.csr.edge_type.numpy())
+        else:
+            # compute them and send them to the first
+            for _ in task.best_scores():
+                pass
         details = {"temperature": temperature_at(self.settings.phase1, task.best.epoch)}
         seconds = earlier + time.perf_counter() - began
         return self._finish("phase1", task, task.best, seconds, 1.0, details)
@@ -248,7 +270,8 @@ class Spexphormer:
 
     def _fit(self, name: str, task: NodeTask, resume: bool) -> float:
         """Train; gives the seconds spent in earlier processes."""
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        if self._first:
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
         began = time.perf_counter()
         try:
             fit(
@@ -259,7 +282,7 @@ class Spexphormer:
                 checkpoint=self.folder / f"checkpoints/{name}.ckpt",
                 resume=resume,
             )
-        except (InterruptedRunError, UserError):
+        except (InterruptedRunError, LostProcessError, UserError):
             self._keep(name, task)
             raise
         self._keep(name, task)
@@ -269,6 +292,8 @@ class Spexphormer:
     def _keep(self, name: str, task: NodeTask) -> None:
         """Write the rows so far and the best weights."""
         self.rows[name] = task.history
+        if not self._first:
+            return
         rows = [
             {"phase": phase, **{**row, "epoch": int(row["epoch"]) + 1}}
             for phase, rows in self.rows.items()
@@ -298,7 +323,7 @@ class Spexphormer:
             epochs=len(task.history),
             seconds=seconds,
             seconds_per_epoch=statistics.median(row["seconds"] for row in task.history),
-            peak_bytes=memory.peak_bytes(self.device),
+            peak_bytes=max(_processes.gather_objects(memory.peak_bytes(self.device))),
             val={metric: best.val},
             test={metric: best.test},
             best_epoch=best.epoch + 1,
@@ -306,7 +331,8 @@ class Spexphormer:
             details=details,
         )
         record = {"phase": asdict(phase), "rows": task.history}
-        self.folder.write_text(f"checkpoints/{name}.json", json.dumps(record) + "\n")
+        if self._first:
+            self.folder.write_text(f"checkpoints/{name}.json", json.dumps(record) + "\n")
         return phase
 
     def _finished(self, name: str) -> Phase | None:

@@ -8,7 +8,7 @@ from gtkern.training.metrics import METRICS
 from gtkern.training.optimization import Optimization
 from gtkern.training.settings import setting
 
-__all__ = ["Expander", "Phase1", "Phase2", "Settings", "temperature_at"]
+__all__ = ["Expander", "Phase1", "Phase2", "PowerLaw", "Settings", "temperature_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,10 @@ class Phase2(Optimization):
         neighbors: k, edges sampled for each node in each layer, the input's layer first.
         sampling: "weighted" by the scores, "uniform", or "top" scores.
         resample_every: epochs a sample is used for.
-        batch_size: training nodes in a step.
+        batch_size: training nodes in a step, of all processes together.
+        prepared_ahead: batches that a thread makes ready while others train.
+        evaluation: "batches" of batch_size; or "layers", each computed once for all nodes: far less
+            work where batches reach many nodes, for four arrays [nodes, width] of memory.
     """
 
     layers: int = setting(4, low=1)
@@ -67,7 +70,9 @@ class Phase2(Optimization):
     neighbors: tuple[int, ...] = setting(low=1)
     sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
     resample_every: int = setting(1, low=1)
-    batch_size: int = setting(100_000, low=1)
+    batch_size: int = setting(100_000, low=2)
+    prepared_ahead: int = setting(1, low=0)
+    evaluation: str = setting("batches", choices=("batches", "layers"))
 
     def __post_init__(self) -> None:
         if len(self.neighbors) != self.layers:
@@ -75,10 +80,27 @@ class Phase2(Optimization):
                 f"neighbors must have one number for each of {self.layers} layers, "
                 f"got {list(self.neighbors)}"
             )
+        if self.evaluation == "layers" and self.norm != "batch":
+            raise ValueError(f"evaluation by layers needs the norm batch, got {self.norm}")
         if self.width % self.heads or self.width // self.heads > 256:
             raise ValueError(
                 f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLaw:
+    """The generated graph of the data set power-law; see gtkern.data.power_law."""
+
+    nodes: int = setting(1_000_000, low=4, high=2**31 - 1)
+    mean_degree: float = setting(19.0, low=0)
+    exponent: float = setting(2.5, above=2)
+    locality: float = setting(0.5, low=0, high=1)
+    reach: int = setting(64, low=1)
+    homophily: float = setting(0.8, low=0, high=1)
+    classes: int = setting(10, low=2)
+    features: int = setting(64, low=1)
+    signal: float = setting(1.0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +112,7 @@ class Settings:
         metric: what evaluation measures: one of gtkern.training.metrics.METRICS.
         seed: of the expander, the weights, the batches and the sampling.
         data_seed: of generated data.
+        power_law: what the data set power-law is; no other set takes it.
         expander, phase1, phase2: see there.
     """
 
@@ -97,11 +120,16 @@ class Settings:
     metric: str = setting("accuracy", choices=METRICS)
     seed: int = setting(0, low=0, high=2**31 - 1)
     data_seed: int = setting(0, low=0, high=2**31 - 1)
+    power_law: PowerLaw = PowerLaw()
     expander: Expander
     phase1: Phase1
     phase2: Phase2
 
     def __post_init__(self) -> None:
+        if self.dataset != "power-law" and self.power_law != PowerLaw():
+            raise ValueError(
+                f"power_law is for the data set power-law alone, got it with {self.dataset}"
+            )
         if self.phase1.layers < self.phase2.layers:
             raise ValueError(
                 f"phase1.layers must be at least phase2.layers {self.phase2.layers}, whose layers "

@@ -9,18 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gtkern import ops
+from gtkern import _processes, ops
 from gtkern.data.node import NodeData
 from gtkern.graph import Graph
 from gtkern.methods.spexphormer.settings import Settings, temperature_at
 from gtkern.models.exphormer import EDGE_TYPES, SampledExphormer, ScoreEstimator
+from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.node import NodeTask
 
-__all__ = ["SampledTask", "ScoreTask"]
+__all__ = ["SampledTask", "ScoreTask", "own_rows"]
+
+ROWS_AT_ONCE = 1 << 16
+"""Nodes at a time in the evaluation by layers."""
+
+
+def own_rows(graph: Graph) -> slice:
+    """The nodes whose edges this process computes: about as many edges for each process."""
+    ptr = graph.csr.ptr
+    count, rank = _processes.count(), _processes.rank()
+    wanted = torch.tensor([graph.num_edges * part // count for part in range(1, count)])
+    middle = torch.searchsorted(ptr, wanted.to(ptr.device)).tolist()
+    ends = [0, *middle, graph.num_dst_nodes]
+    return slice(ends[rank], ends[rank + 1])
 
 
 class ScoreTask(NodeTask):
     """Phase 1: the narrow network on all edges.
+
+    Every process computes the rows of its own nodes; keys and values are gathered in each layer.
 
     Args:
         settings: of the run.
@@ -54,34 +70,52 @@ class ScoreTask(NodeTask):
             network, data, phase, metric=settings.metric, batch_size=nodes, seed=settings.seed
         )
         self.settings = phase
-        self.graph = graph
+        self.rows = own_rows(graph)
+        self.x = self.x[self.rows]
+        csr = graph.csr
+        first, last = int(csr.ptr[self.rows.start]), int(csr.ptr[self.rows.stop])
+        self.graph = Graph.from_csr(
+            csr.ptr[self.rows.start : self.rows.stop + 1] - first,
+            csr.index[first:last],
+            nodes,
+            edge_type=csr.edge_type[first:last],
+        )
 
-    def setup(self, stage: str) -> None:
-        """Move the graph to the network's device."""
-        self.graph = self.graph.to(self.trainer.strategy.root_device)
+    def to_device(self, device: torch.device) -> None:
+        """Move the features and the graph."""
+        super().to_device(device)
+        self.graph = self.graph.to(device)
 
-    def logits(self, nodes: Tensor) -> Tensor:
-        """The network's output for `nodes`, at the epoch's temperature."""
+    def share(self, nodes: Tensor) -> Tensor:
+        """The nodes among this process's rows."""
+        return nodes[(nodes >= self.rows.start) & (nodes < self.rows.stop)]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The network's output for the targets, at the epoch's temperature."""
         temperature = temperature_at(self.settings, self.current_epoch)
         out: Tensor = self.network(self.x, self.graph, temperature)
-        return out[nodes]
+        return out[batch.targets - self.rows.start]
 
     def report(self) -> dict[str, float]:
         """The temperature."""
         return {"temperature": temperature_at(self.settings, self.current_epoch)}
 
+    @torch.no_grad()
     def best_scores(self) -> Iterator[np.ndarray]:
-        """The scores float32 [E] of each layer, by the best weights at their temperature."""
+        """The scores by the best weights at their temperature, layer by layer, float32.
+
+        The first process is given every piece of a layer, its own and then the others', in the
+        order of the graph's edges; the others give theirs away and yield nothing.
+        """
         assert self.best is not None
         network = self.network
         assert isinstance(network, ScoreEstimator)
         network.load_state_dict(self.best.weights)
         network.eval()
-        graph = self.graph.to(self.x.device)
-        with torch.inference_mode():
-            scores = network.scores(self.x, graph, temperature_at(self.settings, self.best.epoch))
-        for score in scores:
-            yield score.cpu().numpy()
+        temperature = temperature_at(self.settings, self.best.epoch)
+        for score in network.scores(self.x, self.graph, temperature):
+            for piece in _processes.rows_at_first(score):
+                yield piece.cpu().numpy()
 
 
 class SampledTask(NodeTask):
@@ -124,13 +158,15 @@ class SampledTask(NodeTask):
             metric=settings.metric,
             batch_size=phase.batch_size,
             seed=settings.seed,
+            ahead=phase.prepared_ahead,
         )
         self.settings = phase
         self.seed = settings.seed
         self.graph = graph.to("cpu")
         self.scores = scores
+        self.rows = own_rows(self.graph)
         self.sampled_in: int | None = None
-        self.neighbors: Sequence[Any] = ()
+        self.neighbors: Sequence[ops.Neighbors] = ()
 
     def on_train_epoch_start(self) -> None:
         """Sample the edges of the epoch; training and evaluation share them."""
@@ -141,6 +177,8 @@ class SampledTask(NodeTask):
         """Draw the edges that `epoch` uses, unless they are the current ones."""
         epoch -= epoch % self.settings.resample_every
         if epoch != self.sampled_in:
+            # the old sample first: there is room for one
+            self.neighbors = ()
             self.neighbors = ops.sample_neighbors(
                 self.graph,
                 None if self.settings.sampling == "uniform" else self.scores,
@@ -151,15 +189,50 @@ class SampledTask(NodeTask):
             )
             self.sampled_in = epoch
 
-    def logits(self, nodes: Tensor) -> Tensor:
-        """The network's output for `nodes`, over the nodes that their sampled edges reach."""
-        device = self.x.device
-        layers = [
-            ops.LayerBatch(*(tensor.to(device) for tensor in layer if tensor is not None))
-            for layer in ops.layer_batches(nodes.cpu(), self.neighbors)
-        ]
-        out: Tensor = self.network(self.x[layers[0].nodes], layers)
+    def val_dataloader(self) -> NodeBatches:
+        """Validation nodes, then test nodes; all at once for the evaluation by layers."""
+        if self.settings.evaluation == "batches":
+            return super().val_dataloader()
+        return NodeBatches(self._eval_nodes, self._eval_nodes.numel(), self.own_batch)
+
+    def own_batch(self, nodes: Tensor) -> Batch:
+        """The nodes among this process's rows, for the evaluation by layers."""
+        own = nodes[(nodes >= self.rows.start) & (nodes < self.rows.stop)]
+        return Batch(own, nodes.numel(), None)
+
+    def prepare(self, targets: Tensor) -> tuple[Tensor | None, tuple[ops.LayerBatch, ...]]:
+        """The nodes that the targets' sampled edges reach, and on a CPU their features."""
+        layers = ops.layer_batches(targets, self.neighbors)
+        if self.x.device.type != "cpu":
+            return None, layers
+        # NumPy's gather takes one thread, and leaves the others to the training
+        rows = np.take(self.x.numpy(), layers[0].nodes.numpy(), axis=0)
+        return torch.from_numpy(rows), layers
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The network's output for the targets, over the nodes that their sampled edges reach."""
+        if batch.inputs is None:
+            return self._logits_by_layers(batch.targets)
+        features, layers = batch.inputs
+        if features is None:
+            features = self.x[layers[0].nodes]
+        out: Tensor = self.network(features, layers)
         return out
+
+    def _logits_by_layers(self, targets: Tensor) -> Tensor:
+        network = self.network
+        assert isinstance(network, SampledExphormer)
+        device = self.x.device
+        neighbors = [
+            ops.Neighbors(
+                layer.index.to(device),
+                layer.edge,
+                None if layer.type is None else layer.type.to(device),
+            )
+            for layer in self.neighbors
+        ]
+        out = network.everywhere(self.x, neighbors, self.rows, ROWS_AT_ONCE)
+        return out[targets - self.rows.start]
 
     def kept(self) -> np.ndarray:
         """int64 [L, T]: different edges in the current sample, by layer and type."""
@@ -167,6 +240,7 @@ class SampledTask(NodeTask):
         for layer in self.neighbors:
             chosen = torch.zeros(self.graph.num_edges, dtype=torch.bool)
             chosen[layer.edge[layer.index >= 0]] = True
-            types = self.graph.csr.edge_type[chosen].long()
-            counts.append(torch.bincount(types, minlength=len(EDGE_TYPES)))
+            counts.append(
+                torch.bincount(self.graph.csr.edge_type[chosen], minlength=len(EDGE_TYPES))
+            )
         return torch.stack(counts).numpy()

@@ -1,0 +1,133 @@
+"""Trains an epoch of every case and saves what came of it; torchrun starts it several times.
+
+python processes_worker.py FOLDER: each process writes FOLDER/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from gtkern import _processes
+from gtkern.data import minesweeper
+from gtkern.data.node import NodeData
+from gtkern.graph import Graph
+from gtkern.methods.spexphormer.run import build_graph
+from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings
+from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
+from gtkern.training.fit import fit, join_processes
+from gtkern.training.node import NodeTask
+
+TINY = 1e-7
+"""Adam makes steps of this size of gradients that are rounding alone, and metrics must agree."""
+
+SETTINGS = Settings(
+    dataset="minesweeper",
+    metric="roc_auc",
+    expander=Expander(degree=2),
+    phase1=Phase1(epochs=1, lr=TINY, layers=2, warmup_epochs=0, clip_grad_norm=0),
+    phase2=Phase2(
+        epochs=1,
+        lr=TINY,
+        layers=2,
+        width=8,
+        heads=2,
+        neighbors=(4, 3),
+        dropout=0,
+        warmup_epochs=0,
+        clip_grad_norm=0,
+    ),
+)
+
+
+def two_islands() -> NodeData:
+    """Two fields without an edge between them, three tasks, labels missing mostly on the second."""
+    first, second = minesweeper(0, rows=12), minesweeper(1, rows=12)
+    nodes = first.x.size(0)
+    y = torch.cat((first.y, second.y))
+    tasks = torch.stack((y, 1 - y, (torch.arange(2 * nodes) % 3 == 0).long()), dim=1).float()
+    tasks[:5, 0] = float("nan")
+    tasks[nodes:, 1][::2] = float("nan")
+    train = torch.zeros(2 * nodes, dtype=torch.bool)
+    # the first share is the first field's, and has one node more
+    train[:40] = train[nodes : nodes + 39] = True
+    return NodeData(
+        torch.cat((first.x, second.x)),
+        tasks,
+        torch.cat((first.edge_index, second.edge_index + nodes), dim=1),
+        train,
+        torch.arange(2 * nodes) % 4 == 1,
+        torch.arange(2 * nodes) % 4 == 3,
+    )
+
+
+def sampled(settings: Settings, data: NodeData) -> SampledTask:
+    settings = dataclasses.replace(settings, expander=Expander(degree=0))
+    graph = build_graph(settings, data)
+    scores = torch.rand(2, graph.num_edges, generator=torch.Generator().manual_seed(3))
+    return SampledTask(settings, data, graph, scores)
+
+
+def cases() -> dict[str, NodeTask]:
+    """The tasks, each with the same weights in every process."""
+    phase1 = dataclasses.replace(SETTINGS.phase1, norm="batch")
+    phase2 = dataclasses.replace(SETTINGS.phase2, evaluation="layers")
+    field = minesweeper(0, rows=12)
+    graph: Graph = build_graph(SETTINGS, field)
+    islands = two_islands()
+    makers: dict[str, Any] = {
+        "phase 1": lambda: ScoreTask(SETTINGS, field, graph),
+        "phase 1, BatchNorm": lambda: ScoreTask(
+            dataclasses.replace(SETTINGS, phase1=phase1), field, graph
+        ),
+        "phase 2": lambda: sampled(SETTINGS, islands),
+        "phase 2, evaluation by layers": lambda: sampled(
+            dataclasses.replace(SETTINGS, phase2=phase2), islands
+        ),
+    }
+    made = {}
+    for name, make in makers.items():
+        torch.manual_seed(1)
+        made[name] = make()
+    return made
+
+
+def train(task: NodeTask) -> dict[str, Any]:
+    """Gradients of the first step by name, the row of the epoch, and what else must agree."""
+    first: dict[str, torch.Tensor] = {}
+
+    def keep() -> None:
+        if not first:
+            for name, parameter in task.network.named_parameters():
+                assert parameter.grad is not None
+                first[name] = parameter.grad.clone()
+
+    task.on_after_backward = keep  # type: ignore[method-assign]
+    fit(task, title="", device=torch.device("cpu"), console=Console(quiet=True))
+    result = {
+        "gradients": first,
+        "row": {key: value for key, value in task.history[0].items() if key != "seconds"},
+        "norms": {
+            name: value
+            for name, value in task.network.state_dict().items()
+            if name.endswith(("running_mean", "running_var"))
+        },
+    }
+    if isinstance(task, ScoreTask):
+        result["scores"] = [torch.from_numpy(piece) for piece in task.best_scores()]
+    return result
+
+
+def main() -> None:
+    join_processes("cpu")
+    results = {name: train(task) for name, task in cases().items()}
+    torch.save(results, pathlib.Path(sys.argv[1]) / f"{_processes.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
