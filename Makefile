@@ -75,7 +75,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/*.cpp)
 
 # Registers and spills of every kernel are kept in $(REPORTS).
 cuda: setup
