@@ -1,4 +1,4 @@
-"""The cpu backend: csrc/neighbor_sampling."""
+"""The cpu and cuda backends: csrc/neighbor_sampling, one schema for both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def forward(
     backend: str,
     csr: Adjacency,
     weight: Tensor | None,
-    in_csr_order: bool,
+    prefix: Tensor | None,
     k: list[int],
     seed: int,
     epoch: int,
@@ -26,7 +26,7 @@ def forward(
         csr.edge_id,
         csr.edge_type,
         weight,
-        in_csr_order,
+        prefix,
         k,
         seed,
         epoch,
