@@ -124,14 +124,7 @@ class Sampler {
 
   template <bool IDS, bool TYPES>
   void read(std::int64_t begin, std::int64_t end) const {
-    constexpr std::int64_t kAhead = 24;
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t later = layer_->edge[std::min(i + kAhead, end - 1)];
-      if (later >= 0) {
-        __builtin_prefetch(edges_.col + later);
-        if constexpr (IDS) __builtin_prefetch(edges_.edge_id + later);
-        if constexpr (TYPES) __builtin_prefetch(edges_.type + later);
-      }
       const std::int64_t position = layer_->edge[i];
       const bool real = position >= 0;
       layer_->index[i] = real ? edges_.col[position] : -1;

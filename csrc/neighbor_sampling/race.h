@@ -36,8 +36,8 @@ GTKERN_INLINE F16 exponential(U16 word) {
   return __builtin_convertvector(fixed, F16) * scale;
 }
 
-// The words of the positions begin .. begin + 63 (begin a multiple of 64): the word of position p is
-// number p % 4 of the counter (p / 4 low, p / 4 high, layer, epoch).
+// The words of the positions begin .. begin + 63 (begin a multiple of 64): the word of position p
+// is number p % 4 of the counter (p / 4 low, p / 4 high, layer, epoch).
 GTKERN_INLINE void position_words(std::uint64_t seed, std::uint64_t begin, std::uint32_t layer,
                                   std::uint32_t epoch, U16 words[4]) {
   const std::uint64_t quad = begin / 4;

@@ -44,8 +44,39 @@ struct RowTable {
 
 #ifdef __AVX512F__
 
-GTKERN_INLINE unsigned lanes_up_to(I16 x, U16 bound) {
-  return _mm512_cmple_epu32_mask(bits_as<__m512i>(x), bits_as<__m512i>(bound));
+// How many bits of each lane are set.
+GTKERN_INLINE U16 lane_counts(U16 x) {
+#ifdef __AVX512VPOPCNTDQ__
+  return bits_as<U16>(_mm512_popcnt_epi32(bits_as<__m512i>(x)));
+#else
+  x -= (x >> 1) & 0x55555555u;
+  x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+  return (((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24;
+#endif
+}
+
+// Places of sums of which the first that is larger than a lane's target is one of sixteen from
+// there on: those before are no larger, those behind are larger, so that counting finds it.
+GTKERN_INLINE __m512i sixteen_sums(const std::uint32_t* prefix, std::int64_t n, __m512i target) {
+  constexpr std::int64_t kWalked = 1024;
+  __m512i place = _mm512_setzero_si512();
+  if (n <= kWalked) {
+    // the last one of every sixteen sums, against all targets
+    for (std::int64_t at = kLanes - 1; at < n; at += kLanes) {
+      const __m512i sum = _mm512_set1_epi32(static_cast<int>(prefix[at]));
+      place = _mm512_mask_add_epi32(place, _mm512_cmple_epu32_mask(sum, target), place,
+                                    _mm512_set1_epi32(kLanes));
+    }
+  } else {
+    for (std::int64_t left = n; left > kLanes;) {
+      const std::int64_t half = left / 2;
+      const __m512i sum = _mm512_mask_i32gather_epi32(place, 0xffff, place, prefix + half - 1, 4);
+      place = _mm512_mask_add_epi32(place, _mm512_cmple_epu32_mask(sum, target), place,
+                                    _mm512_set1_epi32(static_cast<int>(half)));
+      left -= half;
+    }
+  }
+  return _mm512_maskz_min_epi32(0xffff, place, _mm512_set1_epi32(static_cast<int>(n) - kLanes));
 }
 
 // The edges that sixteen words hit.
@@ -53,53 +84,32 @@ GTKERN_INLINE I16 hits(const RowTable& table, U16 word) {
   const std::int64_t n = table.n;
   const U16 target = high_product(word, U16{} + static_cast<std::uint32_t>(table.total()));
   if (!table.prefix) return bits_as<I16>(target);
+  __m512i place = _mm512_setzero_si512();
+  if (n < kLanes) {
+    for (std::int64_t at = 0; at < n; ++at) {
+      const __m512i sum = _mm512_set1_epi32(static_cast<int>(table.prefix[at]));
+      place = _mm512_mask_add_epi32(place, _mm512_cmple_epu32_mask(sum, bits_as<__m512i>(target)),
+                                    place, _mm512_set1_epi32(1));
+    }
+    return bits_as<I16>(place);
+  }
+  place = sixteen_sums(table.prefix, n, bits_as<__m512i>(target));
   alignas(64) std::uint32_t targets[kLanes];
-  alignas(64) std::int32_t place[kLanes];
+  alignas(64) std::int32_t places[kLanes];
+  alignas(32) std::uint16_t below[kLanes];
   store_lanes(targets, target);
-  const std::uint32_t* prefix = table.prefix;
-  if (n <= kLanes) {
-    const __mmask16 there = first_lanes(n);
-    const __m512i sums = _mm512_maskz_loadu_epi32(there, prefix);
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      const __m512i x = _mm512_set1_epi32(static_cast<int>(targets[j]));
-      place[j] = std::popcount(static_cast<unsigned>(_mm512_mask_cmple_epu32_mask(there, sums, x)));
-    }
-    return load_lanes<I16>(place);
-  }
-  // Sums up to the last sixteen that may hold the first one above the target; sums before it are
-  // no larger than the target and those after it are larger, so that counting finds it.
-  if (n <= kLanes * kLanes) {
-    alignas(64) std::uint32_t ends[kLanes];
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) ends[j] = prefix[std::min<std::int64_t>(16 * j + 15, n - 1)];
-    const __m512i pivots = _mm512_load_si512(ends);
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {
-      const __m512i x = _mm512_set1_epi32(static_cast<int>(targets[j]));
-      const int block = std::popcount(static_cast<unsigned>(_mm512_cmple_epu32_mask(pivots, x)));
-      place[j] = static_cast<std::int32_t>(std::min<std::int64_t>(16 * block, n - kLanes));
-    }
-  } else {
-    std::fill_n(place, kLanes, 0);
-    for (std::int64_t left = n; left > kLanes;) {
-      const std::int32_t half = static_cast<std::int32_t>(left / 2);
-      const std::uint32_t* end = prefix + half - 1;
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) place[j] += end[place[j]] <= targets[j] ? half : 0;
-      left -= half;
-    }
-    for (int j = 0; j < kLanes; ++j) {
-      place[j] = std::min(place[j], static_cast<std::int32_t>(n) - kLanes);
-    }
-  }
+  _mm512_store_si512(places, place);
+  // through memory: taking lanes out of registers one by one is slower
+  __asm__("" : "+m"(targets), "+m"(places));
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes; ++j) {
-    const __m512i x = _mm512_set1_epi32(static_cast<int>(targets[j]));
-    const __m512i sums = _mm512_loadu_si512(prefix + place[j]);
-    place[j] += std::popcount(static_cast<unsigned>(_mm512_cmple_epu32_mask(sums, x)));
+    const __m512i sums = _mm512_loadu_si512(table.prefix + places[j]);
+    below[j] = _mm512_cmple_epu32_mask(sums, _mm512_set1_epi32(static_cast<int>(targets[j])));
   }
-  return load_lanes<I16>(place);
+  __asm__("" : "+m"(below));
+  const __m512i bits = _mm512_maskz_cvtepu16_epi32(
+      0xffff, _mm256_load_si256(reinterpret_cast<const __m256i*>(below)));
+  return bits_as<I16>(place) + bits_as<I16>(lane_counts(bits_as<U16>(bits)));
 }
 
 // Sorts sixteen lanes: a bitonic network.
@@ -125,6 +135,16 @@ GTKERN_INLINE I16 sorted(I16 x) {
   return sort_step<16, 1>(sort_step<16, 2>(sort_step<16, 4>(sort_step<16, 8>(x))));
 }
 
+#else
+
+GTKERN_INLINE I16 hits(const RowTable& table, U16 word) {
+  I16 place;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    place[lane] = static_cast<std::int32_t>(table.hit(word[lane]));
+  }
+  return place;
+}
+
 #endif
 
 // Draws from rows of one layer, one after the other.
@@ -148,9 +168,8 @@ class RowDraws {
       if (static_cast<unsigned>(std::popcount(different)) >= k) {
         const unsigned first = _pdep_u32((1u << k) - 1u, different);
         const __m512i behind = _mm512_set1_epi32(0x7fffffff);
-        const I16 chosen = sorted(bits_as<I16>(
-            _mm512_mask_compress_epi32(behind, static_cast<__mmask16>(first),
-                                       bits_as<__m512i>(place))));
+        const I16 chosen = sorted(bits_as<I16>(_mm512_mask_compress_epi32(
+            behind, static_cast<__mmask16>(first), bits_as<__m512i>(place))));
         store_positions(chosen, begin, drawn);
         return layer_->k;
       }
@@ -189,26 +208,27 @@ class RowDraws {
     const std::int64_t most = num_draws(layer_->k);
     seen_.resize(std::max<std::size_t>(seen_.size(), (table.n + 63) / 64), 0);
     std::int64_t count = 0;
-    std::uint64_t first = ~std::uint64_t{0}, last = 0;
-    alignas(64) std::uint32_t word[kChunk];
-    for (std::int64_t draw = 0; draw < most && count < layer_->k; ++draw) {
+    std::uint32_t first = ~0u, last = 0;
+    U16 words[4];
+    for (std::int64_t draw = 0; draw < most && count < layer_->k; draw += kLanes) {
       if (draw % kChunk == 0) {
-        U16 words[4];
         philox_lanes(layer_->seed, U16{} + static_cast<std::uint32_t>(row),
                      kCounters + static_cast<std::uint32_t>(draw / 4),
                      U16{} + (layer_->number | kDrawStream), U16{} + layer_->epoch, words);
-        for (int part = 0; part < 4; ++part) store_lanes(word + part * kLanes, words[part]);
       }
-      const std::uint64_t place = static_cast<std::uint64_t>(table.hit(word[draw % kChunk]));
-      const std::uint64_t bit = std::uint64_t{1} << (place % 64);
-      std::uint64_t& seen = seen_[place / 64];
-      count += (seen & bit) == 0;
-      seen |= bit;
-      first = std::min(first, place / 64);
-      last = std::max(last, place / 64);
+      alignas(64) std::uint32_t places[kLanes];
+      store_lanes(places, hits(table, words[draw % kChunk / kLanes]));
+      for (int lane = 0; lane < kLanes && count < layer_->k; ++lane) {
+        const std::uint32_t at = places[lane] / 64;
+        const std::uint64_t bit = std::uint64_t{1} << (places[lane] % 64);
+        count += (seen_[at] & bit) == 0;
+        seen_[at] |= bit;
+        first = std::min(first, at);
+        last = std::max(last, at);
+      }
     }
     std::int64_t written = 0;
-    for (std::uint64_t at = first; at <= last; ++at) {
+    for (std::uint32_t at = first; at <= last; ++at) {
       for (std::uint64_t bits = std::exchange(seen_[at], 0); bits; bits &= bits - 1) {
         drawn[written++] = begin + static_cast<std::int64_t>(at) * 64 + std::countr_zero(bits);
       }

@@ -14,7 +14,7 @@ namespace gtkern::neighbor_sampling {
 
 constexpr std::int64_t kWindow = 2048;
 
-// The words of a stretch of positions that moves forward with the rows.
+// The words of a stretch of positions that moves forward with the rows, made as they are needed.
 class Window {
  public:
   void start(const Layer& layer) {
@@ -24,22 +24,20 @@ class Window {
 
   // The words of begin .. end, at most kWindow - kChunk of them; 15 more may be read.
   const std::uint32_t* words(std::int64_t begin, std::int64_t end) {
-    if (begin < begin_ || end > end_) refill(begin);
+    if (begin < begin_ || begin > end_ || end > begin_ + kWindow) {
+      begin_ = end_ = begin / kChunk * kChunk;
+    }
+    for (; end_ < end; end_ += kChunk) {
+      U16 word[4];
+      position_words(layer_->seed, static_cast<std::uint64_t>(end_), layer_->number, layer_->epoch,
+                     word);
+      std::uint32_t* chunk = word_ + (end_ - begin_);
+      for (int part = 0; part < 4; ++part) store_lanes(chunk + part * kLanes, word[part]);
+    }
     return word_ + (begin - begin_);
   }
 
  private:
-  void refill(std::int64_t begin) {
-    begin_ = begin / kChunk * kChunk;
-    end_ = begin_ + kWindow;
-    for (std::int64_t at = 0; at < kWindow; at += kChunk) {
-      U16 word[4];
-      position_words(layer_->seed, static_cast<std::uint64_t>(begin_ + at), layer_->number,
-                     layer_->epoch, word);
-      for (int part = 0; part < 4; ++part) store_lanes(word_ + at + part * kLanes, word[part]);
-    }
-  }
-
   const Layer* layer_ = nullptr;
   std::int64_t begin_ = 0, end_ = 0;
   alignas(64) std::uint32_t word_[kWindow + kLanes] = {};
