@@ -15,7 +15,7 @@ from gtkern.ops.neighbor_sampling.table import SamplingTable
 
 __all__ = ["Neighbors", "sample_neighbors"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 METHODS = ("weighted", "uniform", "top")
 FILLS = ("replacement", "pad")
 
@@ -210,6 +210,10 @@ def _sample(
     arguments = (adjacency, weight, prefix, list(k), int(seed), epoch, method, pad)
     if backend == "reference":
         return reference.forward(*arguments)
+    if backend == "triton":
+        from gtkern.ops.neighbor_sampling import triton
+
+        return triton.forward(*arguments)
     return native.forward(backend, *arguments)
 
 

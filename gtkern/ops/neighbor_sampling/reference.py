@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from gtkern.graph import Adjacency
-from gtkern.ops.neighbor_sampling.table import is_candidate, prefix_sums
+from gtkern.ops.neighbor_sampling.table import MOST_DRAWN, is_candidate, num_draws, sorted_weight
 from gtkern.random import philox
 
 DRAW_STREAM = 1 << 30
 FILL_STREAM = 1 << 31
-MOST_DRAWN = 64
 
 # Q30 coefficients of -log2(1 - x) / (2 x) on [0, 1/2], by rising powers of x
 _LOG = (
@@ -51,9 +50,7 @@ def forward(
         index int32, edge int64 and type uint8 of all layers, each [Σ_l N k[l]], layer by layer;
         type has no elements where the graph has none.
     """
-    if weight is not None and prefix is None:
-        weight = weight[:, csr.edge_id] if csr.edge_id.numel() else weight
-        prefix = prefix_sums(csr, weight)
+    weight, prefix = sorted_weight(csr, weight, prefix)
     results = []
     for layer, count in enumerate(k):
         at = layer if weight is not None and weight.size(0) > 1 else 0
@@ -171,7 +168,7 @@ def _draws(rows: _Rows, count: int) -> Tensor:
     degree = rows.degree
     drawn = (degree >= 2 * count) & (degree > count) & (degree < 2**31) & (rows.total > 0)
     row = drawn.nonzero() if count <= MOST_DRAWN else drawn.nonzero()[:0]  # [R, 1]
-    draw = torch.arange((2 * count + 15) // 16 * 16, device=degree.device)[None]  # [1, T]
+    draw = torch.arange(num_draws(count), device=degree.device)[None]  # [1, T]
     hit = rows.hits(row.expand(-1, draw.numel()), rows.words(row, draw, DRAW_STREAM))
     order = torch.sort(hit, dim=1, stable=True)
     repeated = torch.zeros_like(hit, dtype=torch.bool)

@@ -14,6 +14,8 @@ __all__ = ["SamplingTable", "sampling_table"]
 
 SMALLEST_WEIGHT = 2.0**-100
 LARGEST_WEIGHT = 2.0**100
+MOST_DRAWN = 64
+"""More edges of a row than this are not drawn one after the other, but raced."""
 _SHARE_BITS = 24
 
 
@@ -82,6 +84,23 @@ def prefix_sums(csr: Adjacency, weight: Tensor) -> Tensor:
         shift = torch.frexp((total >> 32).to(torch.float64)).exponent.to(torch.int64)
         result[layer] = (before[1:] - before[begin][row]) >> shift[row]
     return result
+
+
+def sorted_weight(
+    csr: Adjacency, weight: Tensor | None, prefix: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weights [1 or L, E] in CSR order and their table, from weights in the caller's order
+    unless their table is there already.
+    """
+    if weight is None or prefix is not None:
+        return weight, prefix
+    weight = weight[:, csr.edge_id] if csr.edge_id.numel() else weight
+    return weight, prefix_sums(csr, weight).to(torch.uint32)
+
+
+def num_draws(count: int) -> int:
+    """How many draws with replacement a row makes for `count` edges."""
+    return (2 * count + 15) // 16 * 16
 
 
 def is_candidate(weight: Tensor) -> Tensor:
