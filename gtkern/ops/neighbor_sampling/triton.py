@@ -75,13 +75,15 @@ def _sample_layer(
         taken = csr.index.new_empty(rows)
         block_t = power_of_two(num_draws(count))
         block_r = 16 if interpreted else max(1, 128 // block_t)
+        # pairs of draws that a lane compares: 32, or 64 of the largest samples
+        warps = min(8, max(1, block_r * block_t**2 // 1024))
         draw_kernel[-(-rows // block_r),](
             csr.ptr, prefix, *edges, *results, partial, taken, rows, count, num_draws(count),
-            *stream, BLOCK_R=block_r, BLOCK_T=block_t, num_warps=4 if block_t > 32 else 1,
+            *stream, BLOCK_R=block_r, BLOCK_T=block_t, num_warps=warps,
         )  # fmt: skip
     block_k = power_of_two(count) if partial is not None else 1
-    long_tile = 2048 if interpreted else 512 if block_k <= 16 else 128
-    short_rows = 16 if interpreted else 2
+    long_tile = 2048 if interpreted else 256
+    short_rows = 16 if interpreted else 4
     # room for the positions before a row that share its first counter
     short = _SHORT_TILE - 3
     for is_long, block_r, block_b in (
@@ -91,5 +93,5 @@ def _sample_layer(
         race_kernel[-(-rows // block_r),](
             csr.ptr, weight, prefix, *edges, *results, partial, taken, rows, count, *stream,
             TOP=top, PAD=pad, LONG=is_long, SHORT=short, BLOCK_R=block_r, BLOCK_B=block_b,
-            BLOCK_K=block_k, BLOCK_F=_FILL_TILE, num_warps=4 if is_long else 1,
+            BLOCK_K=block_k, BLOCK_F=_FILL_TILE, num_warps=4 if block_k <= 16 else 8,
         )  # fmt: skip

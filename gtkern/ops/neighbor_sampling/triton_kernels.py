@@ -26,16 +26,21 @@ def philox_words(seed, c0, c1, layer, stream: tl.constexpr, epoch):
 
 
 @triton.jit
+def drop_zeros(zeros, word, COUNT: tl.constexpr):
+    """`zeros` more by COUNT, and `word` without them, where its 32 bits begin with COUNT zeros."""
+    low = word < 2 ** (32 - COUNT)
+    return tl.where(low, zeros + COUNT, zeros), tl.where(low, word << COUNT, word)
+
+
+@triton.jit
 def exponential(word):
     """-2**16 log2((word + 1/2) / 2**32) of words uint32, as fp32."""
     word = tl.where(word == 0, 1, word.to(tl.int64))
-    zeros = tl.zeros_like(word)
-    high = word
-    for step in tl.static_range(5):
-        shift: tl.constexpr = 16 >> step
-        low = high < (1 << (32 - shift))
-        zeros += tl.where(low, shift, 0)
-        high = tl.where(low, high << shift, high)
+    zeros, high = drop_zeros(tl.zeros_like(word), word, 16)
+    zeros, high = drop_zeros(zeros, high, 8)
+    zeros, high = drop_zeros(zeros, high, 4)
+    zeros, high = drop_zeros(zeros, high, 2)
+    zeros, _ = drop_zeros(zeros, high, 1)
     rest = (-(word << zeros << 1) - (tl.full(word.shape, 1, tl.int64) << zeros)) & MASK
     half = rest >> 1
     log = ((half * 1116196857) >> 32) - 1313475288
@@ -55,21 +60,22 @@ def exponential(word):
 def hits(prefix_ptr, begin, edges, word, mask):
     """Places in their rows [R, X] int64 of the edges that words hit; rows begin, edges [R, 1]."""
     if prefix_ptr is None:
-        return (word.to(tl.int64) * edges) >> 32
-    total = tl.load(prefix_ptr + begin + edges - 1, mask=edges > 0, other=0).to(tl.uint64)
-    target = ((word.to(tl.uint64) * total) >> 32).to(tl.int64)
-    place = tl.zeros_like(target)
-    left = edges
-    while tl.max(left) > 1:
-        half = tl.where(left > 1, left // 2, 0)
-        live = mask & (half > 0)
-        at = prefix_ptr + begin + place + half - 1
-        sums = tl.load(at, mask=live, other=MASK).to(tl.int64)
-        place += tl.where(sums <= target, half, 0)
-        left -= half
-    live = mask & (edges > 0)
-    sums = tl.load(prefix_ptr + begin + place, mask=live, other=MASK).to(tl.int64)
-    return place + tl.where(sums <= target, 1, 0)
+        found = (word.to(tl.int64) * edges) >> 32
+    else:
+        total = tl.load(prefix_ptr + begin + edges - 1, mask=edges > 0, other=0).to(tl.uint64)
+        target = ((word.to(tl.uint64) * total) >> 32).to(tl.int64)
+        place = tl.zeros_like(target)
+        left = edges
+        while tl.max(left) > 1:
+            half = tl.where(left > 1, left // 2, 0)
+            at = prefix_ptr + begin + place + half - 1
+            sums = tl.load(at, mask=mask & (half > 0), other=MASK).to(tl.int64)
+            place += tl.where(sums <= target, half, 0)
+            left -= half
+        at = prefix_ptr + begin + place
+        sums = tl.load(at, mask=mask & (edges > 0), other=MASK).to(tl.int64)
+        found = place + tl.where(sums <= target, 1, 0)
+    return found
 
 
 @triton.jit
@@ -85,7 +91,9 @@ def store_edges(
         edge = tl.load(edge_id_ptr + position, mask=real, other=-1)
     tl.store(out_edge_ptr + at, edge, mask=mask)
     if edge_type_ptr is not None:
-        tl.store(out_type_ptr + at, tl.load(edge_type_ptr + position, mask=real, other=0), mask=mask)
+        tl.store(
+            out_type_ptr + at, tl.load(edge_type_ptr + position, mask=real, other=0), mask=mask
+        )
 
 
 @triton.jit
@@ -147,7 +155,7 @@ def race_keys(
         first = tl.min(offs, 1)[:, None] >> 2
         quad = first + tl.arange(0, BLOCK_B // 4)[None, :]
         word = philox_words(seed, quad & MASK, (quad >> 32) & MASK, layer, 0, epoch)
-        key = (exponential(word) * tl.math.div_rn(tl.full(weight.shape, 1.0, tl.float32), weight))
+        key = exponential(word) * tl.math.div_rn(tl.full(weight.shape, 1.0, tl.float32), weight)
         key = key.to(tl.int32, bitcast=True)
     key = tl.where(candidate, key.to(tl.int64), INFINITY)
     if partial is not None:
@@ -221,8 +229,8 @@ def race_kernel(
             tile = race_keys(offs, mask, weight_ptr, partial, seed, layer, epoch, TOP, BLOCK_B)
             candidates += count_below(tile, whole)
     else:
-        mask = (first >= begin) & (first < end)
-        key = race_keys(first, mask, weight_ptr, partial, seed, layer, epoch, TOP, BLOCK_B)
+        inside = (first >= begin) & (first < end)
+        key = race_keys(first, inside, weight_ptr, partial, seed, layer, epoch, TOP, BLOCK_B)
         candidates = count_below(key, whole)
     taken = tl.minimum(candidates, k)
 
@@ -266,7 +274,7 @@ def race_kernel(
         return
     for start in range(0, k, BLOCK_F):
         place = start + tl.arange(0, BLOCK_F)[None, :]
-        mask = live & (place >= taken) & (place < k)
+        left = live & (place >= taken) & (place < k)
         position = tl.full([BLOCK_R, BLOCK_F], -1, tl.int64)
         if not PAD:
             draw = tl.maximum(place - taken, 0)
@@ -281,11 +289,11 @@ def race_kernel(
             words = tl.reshape(words, [BLOCK_R, BLOCK_F, 4])
             lane = (draw % 4)[:, :, None] == tl.arange(0, 4)[None, None, :]
             word = tl.sum(tl.where(lane, words.to(tl.int64), 0), 2)
-            filled = mask & (taken > 0)
+            filled = left & (taken > 0)
             edges = tl.where(live & (taken > 0), end - begin, 0)
             place_in_row = hits(prefix_ptr, begin, edges, word, filled)
             position = tl.where(filled, begin + place_in_row, -1)
         store_edges(
-            row * k + place, position, mask, col_ptr, edge_id_ptr, edge_type_ptr, out_index_ptr,
+            row * k + place, position, left, col_ptr, edge_id_ptr, edge_type_ptr, out_index_ptr,
             out_edge_ptr, out_type_ptr,
         )  # fmt: skip
