@@ -208,7 +208,6 @@ ROOM = Room(
     relabel=graph_relabel,
     join=graph_join,
     saved_bytes=lambda call: 0,
-    backends=("reference", "cpu", "triton"),
     bad=BAD,
 )
 

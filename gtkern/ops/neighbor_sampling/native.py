@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gtkern import _native
 from gtkern.graph import Adjacency
+from gtkern.ops.neighbor_sampling.table import sorted_weight
 
 
 def forward(
@@ -20,6 +21,8 @@ def forward(
     pad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample every layer; arguments and results as in reference.py."""
+    if backend == "cuda":
+        weight, prefix = sorted_weight(csr, weight, prefix)
     index, edge, kind = _native.ops(backend).sample_neighbors(
         csr.ptr,
         csr.index,

@@ -15,7 +15,7 @@ from gtkern.ops.neighbor_sampling.table import SamplingTable
 
 __all__ = ["Neighbors", "sample_neighbors"]
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 METHODS = ("weighted", "uniform", "top")
 FILLS = ("replacement", "pad")
 
