@@ -45,10 +45,12 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
     assert compiled == {
         "delta_kernel",
         "destination_kernel",
+        "draw_kernel",
         "forward_kernel",
         "merge_forward_kernel",
         "merge_sum_kernel",
         "normalize_kernel",
+        "race_kernel",
         "score_delta_kernel",
         "source_kernel",
     }
@@ -91,6 +93,11 @@ def compile_all(architecture: int) -> None:
         return kernel
 
     JITFunction.run = compile_only
+    sample_neighbors(10, types=3)
+    if architecture == ARCHITECTURES[0]:
+        sample_neighbors(64, types=0, uniform=True)
+    else:
+        sample_neighbors(30, types=0, method="top")
     launch_attention(
         torch.bfloat16, heads=4, width=28, types=3, edge_width=0, hub=2000, clamp=5.0, scores=True
     )
@@ -190,6 +197,17 @@ def launch_attention(
         options,
         Needs(True, True, True, *(term is not None for term in terms)),
     )
+
+
+def sample_neighbors(count: int, types: int, uniform: bool = False, method: str = "draw") -> None:
+    """One call of the sampler's launcher."""
+    from gtkern.ops.neighbor_sampling import triton as backend
+
+    edges = torch.randint(64, (2, 512))
+    kinds = torch.randint(types, (512,)) if types else None
+    graph = Graph.from_edge_index(edges, 64, edge_type=kinds)
+    weight = None if uniform else torch.rand(1, 512)
+    backend.forward(graph.csr, weight, None, [count], 2**40, 3, method, False)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.graphs import GraphSpec, edge_index
 from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
 from gtkern import Graph
-from gtkern.ops.neighbor_sampling import op, sample_neighbors
+from gtkern.ops.neighbor_sampling import SamplingTable, op, sample_neighbors, sampling_table
 
 __all__ = ["ROOM"]
 
@@ -23,6 +23,22 @@ CASES = (
         {"K": 10},
         passes=("fwd",),
         goals={"fwd": 100},
+        quick=0.1,
+    ),
+    Case(
+        "tolokers-without-table",
+        GraphSpec(11_758, 11_758, 1_400_000, law="lognormal", skew=0.9),
+        {"K": 10},
+        passes=("fwd",),
+        options={"table": False},
+        quick=0.1,
+    ),
+    Case(
+        "tolokers-uniform",
+        GraphSpec(11_758, 11_758, 1_400_000, law="lognormal", skew=0.9),
+        {"K": 10},
+        passes=("fwd",),
+        options={"method": "uniform"},
         quick=0.1,
     ),
     Case(
@@ -39,39 +55,53 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class _Data:
-    """graph, and weight float32 [E] in the caller's order of the edges."""
+    """graph, weight float32 [E] in the caller's order of the edges, and their table."""
 
     graph: Graph
     weight: Tensor
+    table: SamplingTable
 
 
 def _prepare(case: Case, device: torch.device) -> Problem:
     spec = case.graph
     edges = edge_index(spec).to(device)
-
-    def make() -> Graph:
-        return Graph.from_edge_index(edges, (spec.num_src, spec.num_dst))
-
-    seconds = time_once_per_graph(make, device)
     weight = torch.rand(spec.num_edges, generator=torch.Generator().manual_seed(1)) + 1e-3
-    return Problem(case, device, _Data(make(), weight.to(device)), seconds)
+    weight = weight.to(device)
+
+    def make() -> tuple[Graph, SamplingTable]:
+        graph = Graph.from_edge_index(edges, (spec.num_src, spec.num_dst))
+        return graph, sampling_table(graph, weight)
+
+    # sorted edges and the table are both paid once for each graph
+    seconds = time_once_per_graph(make, device)
+    graph, table = make()
+    return Problem(case, device, _Data(graph, weight, table), seconds)
 
 
 def _own(problem: Problem, passes: str, backend: str) -> Call:
     data: _Data = problem.data
     k = problem.case.sizes["K"]
-    return lambda: sample_neighbors(data.graph, data.weight, k, seed=0, backend=backend)
+    method = problem.case.options.get("method", "weighted")
+    weight = {"weighted": data.table, "uniform": None}[method]
+    if not problem.case.options.get("table", True):
+        weight = data.weight
+    return lambda: sample_neighbors(data.graph, weight, k, seed=0, method=method, backend=backend)
 
 
 def _cost(problem: Problem, passes: str) -> Cost:
-    """A weight is read for each edge; index and edge number of each drawn edge are written."""
+    """Of each drawn edge, table entry, index and number are read, index and number written; without
+    a table every weight is read too.
+    """
     spec = problem.case.graph
     drawn = spec.num_dst * problem.case.sizes["K"]
-    return Cost(4 * spec.num_edges + 12 * drawn, edges=spec.num_edges)
+    weights = 0 if problem.case.options.get("table", True) else 4 * spec.num_edges
+    return Cost(weights + 28 * drawn, edges=spec.num_edges)
 
 
 def _numpy_loop(problem: Problem, passes: str) -> Call:
-    """Node by node: exponential keys, argpartition; short rows are filled with weighted draws."""
+    """Node by node: exponential keys, argpartition; short rows are filled with weighted draws. Its
+    weights too are put into the graph's order beforehand.
+    """
     data: _Data = problem.data
     k = problem.case.sizes["K"]
     csr = data.graph.csr
@@ -79,6 +109,8 @@ def _numpy_loop(problem: Problem, passes: str) -> Call:
     order = csr.edge_id.cpu() if csr.edge_id.numel() else torch.arange(data.graph.num_edges)
     weight: _Array = data.weight.cpu()[order].numpy().astype(np.float64)
     col: _Array = csr.index.cpu().numpy()
+    if problem.case.options.get("method") == "uniform":
+        weight = np.ones_like(weight)
     edge: _Array = order.numpy()
     rng = np.random.default_rng(0)
 

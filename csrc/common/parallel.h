@@ -11,20 +11,28 @@
 
 namespace gtkern {
 
-// Calls f(block) once for each block in [0, blocks), on whichever thread is free.
-template <class F>
-void for_each_block(std::int64_t blocks, const F& f) {
+// Calls f(block, state) once for each block in [0, blocks), on whichever thread is free; `state` is
+// what the thread got from make_state() at its start.
+template <class Make, class F>
+void for_each_block_with(std::int64_t blocks, const Make& make_state, const F& f) {
   if (blocks <= 0) return;
   const std::int64_t threads =
       std::min<std::int64_t>(blocks, static_cast<std::int64_t>(torch::stable::get_num_threads()));
   std::atomic<std::int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+    auto state = make_state();
     for (;;) {
       const std::int64_t block = next.fetch_add(1, std::memory_order_relaxed);
       if (block >= blocks) return;
-      f(block);
+      f(block, state);
     }
   });
+}
+
+// Calls f(block) once for each block in [0, blocks), on whichever thread is free.
+template <class F>
+void for_each_block(std::int64_t blocks, const F& f) {
+  for_each_block_with(blocks, [] { return 0; }, [&](std::int64_t block, int) { f(block); });
 }
 
 // Rows cut into consecutive blocks of `size`.
@@ -39,12 +47,12 @@ class RowRange {
   std::int64_t rows_, size_;
 };
 
-// Rows cut into consecutive blocks of about equal work: edges plus a constant for each row.
+// Rows cut into consecutive blocks of about equal work: edges plus `row_work` for each row.
 class RowBlocks {
  public:
-  RowBlocks(const std::int64_t* ptr, std::int64_t rows) {
-    constexpr std::int64_t kRowWork = 8, kMaxBlocks = 512;
-    const auto work = [&](std::int64_t row) { return ptr[row] - ptr[0] + kRowWork * row; };
+  RowBlocks(const std::int64_t* ptr, std::int64_t rows, std::int64_t row_work = 8) {
+    constexpr std::int64_t kMaxBlocks = 512;
+    const auto work = [&](std::int64_t row) { return ptr[row] - ptr[0] + row_work * row; };
     const std::int64_t total = rows > 0 ? work(rows) : 0;
     // large enough to reuse what a block gathers, small enough to share out among threads
     const std::int64_t block_work = std::clamp<std::int64_t>(total / 16, 2048, 32768);

@@ -1,103 +1,14 @@
-// The keys of the exponential race, sixteen lanes at a time: exact integers until the last two
-// roundings, so that every machine gets the same bits. README.md of the op derives the numbers.
+// The keys of the exponential race, sixteen lanes at a time, and the search for the smallest: exact
+// integers until the last two roundings, so that every machine gets the same bits. README.md of the
+// op derives the numbers.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstring>
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-#include "common/simd.h"
+#include "neighbor_sampling/lanes.h"
 
 namespace gtkern::neighbor_sampling {
 
-constexpr int kLanes = 16;
-// positions whose words come out of one call of Philox in all lanes
-constexpr int kChunk = 4 * kLanes;
-
 constexpr float kSmallestWeight = 0x1p-100f, kLargestWeight = 0x1p100f;
 constexpr std::int32_t kInfinity = 0x7f800000;
-
-using U16 = std::uint32_t __attribute__((vector_size(64)));
-using I16 = std::int32_t __attribute__((vector_size(64)));
-using F16 = float __attribute__((vector_size(64)));
-using U8 = std::uint64_t __attribute__((vector_size(64)));
-using I8 = std::int64_t __attribute__((vector_size(64)));
-
-template <class V, class P>
-GTKERN_INLINE V load_lanes(const P* p) {
-  V x;
-  std::memcpy(&x, p, sizeof x);
-  return x;
-}
-template <class V, class P>
-GTKERN_INLINE void store_lanes(P* p, V x) {
-  std::memcpy(p, &x, sizeof x);
-}
-template <class To, class From>
-GTKERN_INLINE To bits_as(From x) {
-  static_assert(sizeof(To) == sizeof(From));
-  To y;
-  std::memcpy(&y, &x, sizeof y);
-  return y;
-}
-
-// The even and the odd lanes, each in the low half of a 64-bit lane; high halves hold anything.
-GTKERN_INLINE U8 even_lanes(U16 x) { return bits_as<U8>(x); }
-GTKERN_INLINE U8 odd_lanes(U16 x) { return bits_as<U8>(x) >> 32; }
-
-// Products of the low halves. (Masked by all ones: GCC 12 warns of its own unmasked intrinsics.)
-GTKERN_INLINE U8 product(U8 a, U8 b) {
-#ifdef __AVX512F__
-  return bits_as<U8>(_mm512_maskz_mul_epu32(0xff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
-#else
-  return (a & 0xffffffffu) * (b & 0xffffffffu);
-#endif
-}
-GTKERN_INLINE U8 signed_product(U8 a, U8 b) {
-#ifdef __AVX512F__
-  return bits_as<U8>(_mm512_maskz_mul_epi32(0xff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
-#else
-  const I8 x = bits_as<I8>(a << 32) >> 32, y = bits_as<I8>(b << 32) >> 32;
-  return bits_as<U8>(x * y);
-#endif
-}
-
-// Lanes out of the high (low) halves of products of the even and the odd lanes.
-GTKERN_INLINE U16 join_high(U8 even, U8 odd) {
-#ifdef __AVX512F__
-  return bits_as<U16>(
-      _mm512_mask_mov_epi32(bits_as<__m512i>(even >> 32), 0xAAAA, bits_as<__m512i>(odd)));
-#else
-  return bits_as<U16>((even >> 32) | (odd & 0xffffffff00000000u));
-#endif
-}
-GTKERN_INLINE U16 join_low(U8 even, U8 odd) {
-#ifdef __AVX512F__
-  return bits_as<U16>(
-      _mm512_mask_mov_epi32(bits_as<__m512i>(even), 0xAAAA, bits_as<__m512i>(odd << 32)));
-#else
-  return bits_as<U16>((even & 0xffffffffu) | (odd << 32));
-#endif
-}
-
-GTKERN_INLINE U16 leading_zeros(U16 x) {
-#ifdef __AVX512CD__
-  return bits_as<U16>(_mm512_lzcnt_epi32(bits_as<__m512i>(x)));
-#else
-  U16 zeros = {};
-  for (int shift = 16; shift; shift /= 2) {
-    const U16 low = bits_as<U16>(x < (1u << (32 - shift)));
-    zeros += low & static_cast<std::uint32_t>(shift);
-    x = (x << (low & static_cast<std::uint32_t>(shift)));
-  }
-  return zeros;
-#endif
-}
 
 // -2**16 log2((word + 1/2) / 2**32): the exponential variate of a word.
 GTKERN_INLINE F16 exponential(U16 word) {
@@ -125,45 +36,13 @@ GTKERN_INLINE F16 exponential(U16 word) {
   return __builtin_convertvector(fixed, F16) * scale;
 }
 
-// Philox4x32-10 of the positions begin .. begin + 63 (begin a multiple of 64): the word of position
-// p is number p % 4 of the counter (p / 4 low, p / 4 high, layer, epoch).
+// The words of the positions begin .. begin + 63 (begin a multiple of 64): the word of position p
+// is number p % 4 of the counter (p / 4 low, p / 4 high, layer, epoch).
 GTKERN_INLINE void position_words(std::uint64_t seed, std::uint64_t begin, std::uint32_t layer,
                                   std::uint32_t epoch, U16 words[4]) {
   const std::uint64_t quad = begin / 4;
-  // lane 4 l + j holds counter 4 j + l, so that the transposition below ends in order
-  const U16 place = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  U16 c0 = place + static_cast<std::uint32_t>(quad);
-  U16 c1 = U16{} + static_cast<std::uint32_t>(quad >> 32);
-  U16 c2 = U16{} + layer, c3 = U16{} + epoch;
-  std::uint32_t key0 = static_cast<std::uint32_t>(seed);
-  std::uint32_t key1 = static_cast<std::uint32_t>(seed >> 32);
-  const U8 factor0 = U8{} + 0xD2511F53u, factor1 = U8{} + 0xCD9E8D57u;
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-    const U8 even0 = product(even_lanes(c0), factor0), odd0 = product(odd_lanes(c0), factor0);
-    const U8 even1 = product(even_lanes(c2), factor1), odd1 = product(odd_lanes(c2), factor1);
-    c0 = join_high(even1, odd1) ^ c1 ^ key0;
-    c1 = join_low(even1, odd1);
-    c2 = join_high(even0, odd0) ^ c3 ^ key1;
-    c3 = join_low(even0, odd0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  // 4 x 4 transpositions inside every group of four lanes
-  const U16 a =
-      __builtin_shuffle(c0, c1, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
-  const U16 b =
-      __builtin_shuffle(c0, c1, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
-  const U16 c =
-      __builtin_shuffle(c2, c3, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});
-  const U16 d =
-      __builtin_shuffle(c2, c3, U16{2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31});
-  const U16 low = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-  const U16 high = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-  words[0] = __builtin_shuffle(a, c, low);
-  words[1] = __builtin_shuffle(a, c, high);
-  words[2] = __builtin_shuffle(b, d, low);
-  words[3] = __builtin_shuffle(b, d, high);
+  philox_lanes(seed, kCounters + static_cast<std::uint32_t>(quad),
+               U16{} + static_cast<std::uint32_t>(quad >> 32), U16{} + layer, U16{} + epoch, words);
 }
 
 // The bits of exponential / weight, which order as integers; infinity where weight counts as 0.
@@ -177,27 +56,6 @@ GTKERN_INLINE I16 race_key(U16 word, F16 weight) {
 GTKERN_INLINE I16 top_key(F16 weight) {
   const I16 candidate = (weight >= kSmallestWeight) & (weight <= kLargestWeight);
   return candidate ? kInfinity - bits_as<I16>(weight) : I16{} + kInfinity;
-}
-
-#ifdef __AVX512F__
-// All lanes for n >= 16, none for n <= 0.
-GTKERN_INLINE __mmask16 first_lanes(std::int64_t n) {
-  return static_cast<__mmask16>(
-      _bzhi_u32(0xffffu, static_cast<unsigned>(std::clamp<std::int64_t>(n, 0, kLanes))));
-}
-#endif
-
-// The first n of sixteen values, 0 behind them.
-template <class V, class P>
-GTKERN_INLINE V load_first(const P* p, std::int64_t n) {
-#ifdef __AVX512F__
-  return bits_as<V>(_mm512_maskz_loadu_epi32(first_lanes(n), p));
-#else
-  if (n >= kLanes) return load_lanes<V>(p);
-  V x = {};
-  if (n > 0) std::memcpy(&x, p, static_cast<std::size_t>(n) * sizeof *p);
-  return x;
-#endif
 }
 
 // Roughly the sum of n weights.

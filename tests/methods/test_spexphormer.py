@@ -275,6 +275,20 @@ def test_a_sample_serves_for_as_many_epochs_as_asked() -> None:
     assert task.neighbors is not first
 
 
+def test_a_table_too_large_for_its_memory_changes_no_sample() -> None:
+    samples = []
+    for gib in (1.0, 0.0):
+        phase = dataclasses.replace(small().phase2, sampling_table_gib=gib)
+        settings = small(phase2=phase)
+        graph = build_graph(settings, data())
+        scores = torch.rand(2, graph.num_edges, generator=torch.Generator().manual_seed(1))
+        task = SampledTask(settings, data(), graph, scores)
+        assert (task.weight is scores) == (gib == 0.0)
+        task.sample(1)
+        samples.append([layer.edge for layer in task.neighbors])
+    assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "top"])
 def test_other_samplings_train(tmp_path: pathlib.Path, sampling: str) -> None:
     phase = dataclasses.replace(small().phase2, sampling=sampling, epochs=1)

@@ -53,6 +53,9 @@ class Phase2(Optimization):
         layers, width, heads, norm, dropout, pre_layers, post_layers: see SampledExphormer.
         neighbors: k, edges sampled for each node in each layer, the input's layer first.
         sampling: "weighted" by the scores, "uniform", or "top" scores.
+        sampling_table_gib: the most memory for a table of the scores, which makes sampling several
+            times as fast; 8 bytes a layer and edge. The scores of larger graphs stay on the disk,
+            in one copy, and are read anew for each sample. The samples are the same.
         resample_every: epochs a sample is used for.
         batch_size: training nodes in a step, of all processes together.
         prepared_ahead: batches that a thread makes ready while others train.
@@ -69,6 +72,7 @@ class Phase2(Optimization):
     post_layers: int = setting(1, low=1)
     neighbors: tuple[int, ...] = setting(low=1)
     sampling: str = setting("weighted", choices=("weighted", "uniform", "top"))
+    sampling_table_gib: float = setting(4.0, low=0)
     resample_every: int = setting(1, low=1)
     batch_size: int = setting(100_000, low=2)
     prepared_ahead: int = setting(1, low=0)

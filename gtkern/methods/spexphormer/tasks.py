@@ -163,10 +163,21 @@ class SampledTask(NodeTask):
         self.settings = phase
         self.seed = settings.seed
         self.graph = graph.to("cpu")
-        self.scores = scores
+        self.weight = self._weight(scores)
         self.rows = own_rows(self.graph)
         self.sampled_in: int | None = None
         self.neighbors: Sequence[ops.Neighbors] = ()
+
+    def _weight(self, scores: Tensor) -> ops.SamplingTable | Tensor | None:
+        """What edges are sampled by; the scores themselves where their table would be too large."""
+        if self.settings.sampling == "uniform":
+            return None
+        table_bytes = 8 * scores.numel()
+        if self.settings.sampling == "top" or (
+            table_bytes > self.settings.sampling_table_gib * 2**30
+        ):
+            return scores
+        return ops.sampling_table(self.graph, scores)
 
     def on_train_epoch_start(self) -> None:
         """Sample the edges of the epoch; training and evaluation share them."""
@@ -181,7 +192,7 @@ class SampledTask(NodeTask):
             self.neighbors = ()
             self.neighbors = ops.sample_neighbors(
                 self.graph,
-                None if self.settings.sampling == "uniform" else self.scores,
+                self.weight,
                 list(self.settings.neighbors),
                 seed=self.seed,
                 epoch=epoch,

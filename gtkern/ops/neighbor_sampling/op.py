@@ -10,15 +10,14 @@ from torch import Tensor
 
 from gtkern import _backends, _check
 from gtkern.graph import Adjacency, Graph
-from gtkern.ops.neighbor_sampling import native, reference
-from gtkern.ops.neighbor_sampling.reference import LARGEST_WEIGHT
+from gtkern.ops.neighbor_sampling import native, reference, table
+from gtkern.ops.neighbor_sampling.table import SamplingTable
 
 __all__ = ["Neighbors", "sample_neighbors"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 METHODS = ("weighted", "uniform", "top")
 FILLS = ("replacement", "pad")
-WEIGHT_ORDERS = ("edge", "csr")
 
 
 class Neighbors(NamedTuple):
@@ -37,21 +36,20 @@ class Neighbors(NamedTuple):
 
 def sample_neighbors(
     graph: Graph,
-    weight: Tensor | None = None,
+    weight: Tensor | SamplingTable | None = None,
     k: int | Sequence[int] = 10,
     *,
     seed: int | Tensor | None,
     epoch: int = 0,
     method: str = "weighted",
     fill: str = "replacement",
-    weight_order: str = "edge",
     backend: str = "auto",
 ) -> tuple[Neighbors, ...]:
     """Draw k of the edges that come into every node, for one or several layers.
 
-    "weighted" draws without replacement, each draw in proportion to the weights that are left (the
-    exponential race: the k smallest of Exp(1) / weight). "uniform" does so with equal weights.
-    "top" takes the k largest weights, ties to the earlier edge of the row.
+    "weighted" draws without replacement, each draw in proportion to the weights that are left.
+    "uniform" does so with equal weights. "top" takes the k largest weights, ties to the earlier
+    edge of the row.
 
     A row lists what it drew in the order of the graph's CSR; a row with fewer than k edges of
     positive weight keeps them all and is filled up behind them. A result depends on the seed,
@@ -60,10 +58,12 @@ def sample_neighbors(
 
     Args:
         graph: the edges; N is its number of destinations.
-        weight: [E] for all layers or [L, E], float, at most 2**100, in the order of weight_order.
-            Below 2**-100 it counts as 0, and an edge of weight 0 is never drawn. Needed by
-            "weighted" and "top"; None for "uniform". Rounded to float32. On a GPU the values are
-            not checked: an edge of negative, too large or NaN weight is never drawn.
+        weight: [E] for all layers or [L, E], float, at most 2**100, in the order the graph was
+            given its edges. Below 2**-100 it counts as 0, and an edge of weight 0 is never drawn.
+            Needed by "weighted" and "top"; None for "uniform". Rounded to float32. On a GPU the
+            values are not checked: an edge of negative, too large or NaN weight is never drawn.
+            Or a `sampling_table` of this graph: worth the trouble where weights stay the same over
+            several calls, which then read a few edges of each node in place of all.
         k: places for each node, at least 1: one number, or one for each layer. The number of
             layers L is that of weight or k; 1 when neither names one.
         seed: 64-bit integer or 0-d int64 CPU tensor; None draws one from torch's generator.
@@ -72,10 +72,7 @@ def sample_neighbors(
         fill: what rows with fewer than k edges of positive weight are filled with: "replacement"
             draws in proportion to the weights, with replacement; "pad" puts -1. A row without
             such edges is -1 throughout.
-        weight_order: "edge": weight is in the order the graph was given its edges. "csr": in that
-            of graph.csr, weight[..., graph.csr.edge_id]; worth the trouble for weights that stay
-            the same over many calls, which then read them in order.
-        backend: "auto", "reference" or "cpu"; a named one never falls back.
+        backend: "auto", "reference", "cpu", "triton" or "cuda"; a named one never falls back.
 
     Returns:
         The neighbours of each layer, as `Neighbors`.
@@ -84,36 +81,29 @@ def sample_neighbors(
         TypeError, ValueError: an argument of the wrong kind, shape, dtype, device or range.
         NotImplementedError: the named backend cannot run here.
 
-    Reference: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"; Shirzad
-    et al. 2024 (Spexphormer), algorithm 2, for the rule of filling up.
+    Reference: README.md; Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir";
+    Shirzad et al. 2024 (Spexphormer), algorithm 2, for the rule of filling up.
     """
-    if not isinstance(graph, Graph):
-        raise TypeError(
-            f"graph must be a gtkern.Graph (Graph.from_any makes one), got {type(graph).__name__}"
-        )
+    table.check_graph(graph)
     if method not in METHODS:
         raise ValueError(f"method must be one of {_names(METHODS)}, got {method!r}")
     if fill not in FILLS:
         raise ValueError(f"fill must be one of {_names(FILLS)}, got {fill!r}")
-    if weight_order not in WEIGHT_ORDERS:
-        raise ValueError(
-            f"weight_order must be one of {_names(WEIGHT_ORDERS)}, got {weight_order!r}"
-        )
     if isinstance(epoch, bool) or not isinstance(epoch, int):
         raise TypeError(f"epoch must be an integer, got {type(epoch).__name__}")
     if not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be 0 .. 2**32 - 1, got {epoch}")
-    weight = _checked_weight(weight, method, graph)
+    weight, sums = _checked_weight(weight, method, graph)
     counts = _checked_counts(k, weight)
     chosen = _backends.resolve("sample_neighbors", backend, BACKENDS, graph.device, torch.float32)
     index, edge, kind = torch.ops.gtkern.sample_neighbors(
         list(graph.csr),
         weight,
-        weight_order == "csr",
+        sums,
         counts,
         _check.seed("seed", seed),
         epoch,
-        "top" if method == "top" else "race",
+        "top" if method == "top" else "draw",
         fill == "pad",
         chosen,
     )
@@ -139,37 +129,37 @@ def _names(values: tuple[str, ...]) -> str:
     return ", ".join(repr(value) for value in values)
 
 
-def _checked_weight(weight: Tensor | None, method: str, graph: Graph) -> Tensor | None:
-    """The weights as float32 [1 or L, E]."""
+def _checked_weight(
+    weight: Tensor | SamplingTable | None, method: str, graph: Graph
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The weights as float32 [1 or L, E], and of a table its prefix sums and row_ptr."""
     if method == "uniform":
         if weight is not None:
-            raise ValueError("weight must be None with method='uniform', got a tensor")
-        return None
+            kind = "a table" if isinstance(weight, SamplingTable) else "a tensor"
+            raise ValueError(f"weight must be None with method='uniform', got {kind}")
+        return None, []
     if weight is None:
         raise ValueError(f"weight must be given with method={method!r}, got None")
-    _check.floating("weight", weight)
-    num_edges = graph.num_edges
-    if (
-        weight.dim() not in (1, 2)
-        or weight.size(-1) != num_edges
-        or weight.size(0) == 0 < num_edges
-    ):
+    if not isinstance(weight, SamplingTable):
+        return table.checked_weight(weight, graph), []
+    nodes, edges = weight.row_ptr.numel() - 1, weight.weight.size(1)
+    if (nodes, edges) != (graph.num_dst_nodes, graph.num_edges):
         raise ValueError(
-            f"weight must have shape [E] or [L, E] with E = {num_edges}, got {list(weight.shape)}"
+            f"weight must be a table of the graph ({graph.num_dst_nodes} nodes, {graph.num_edges} "
+            f"edges), got one of {nodes} nodes, {edges} edges"
         )
-    _check.same_device(graph=graph.csr.ptr, weight=weight)
-    weight = weight.detach().to(torch.float32)
-    return (weight[None] if weight.dim() == 1 else weight).contiguous()
+    _check.same_device(graph=graph.csr.ptr, weight=weight.weight)
+    return weight.weight, [weight.prefix, weight.row_ptr]
 
 
-def _check_values(weight: Tensor | None) -> None:
-    """Check weights on the CPU; on a GPU it would wait for the device."""
-    if weight is None or weight.device.type != "cpu" or weight.numel() == 0:
+def _check_values(csr: Adjacency, weight: Tensor | None, sums: Sequence[Tensor]) -> None:
+    """Check values on the CPU; on a GPU it would wait for the device."""
+    if weight is None or weight.device.type != "cpu":
         return
-    low, high = (float(value) for value in torch.aminmax(weight))
-    if not (low >= 0 and high <= LARGEST_WEIGHT):
-        wrong = high if low >= 0 else low
-        raise ValueError(f"weight must be 0 .. 2**100, got {wrong:g}")
+    if not sums:
+        table.check_values(weight)
+    elif sums[1].data_ptr() != csr.ptr.data_ptr() and not torch.equal(sums[1], csr.ptr):
+        raise ValueError("weight must be a table of the graph, got one of another graph")
 
 
 def _checked_counts(k: int | Sequence[int], weight: Tensor | None) -> list[int]:
@@ -197,7 +187,7 @@ def _checked_counts(k: int | Sequence[int], weight: Tensor | None) -> list[int]:
 
 torch.library.define(
     "gtkern::sample_neighbors",
-    "(Tensor[] csr, Tensor? weight, bool in_csr_order, int[] k, Tensor seed, int epoch, "
+    "(Tensor[] csr, Tensor? weight, Tensor[] sums, int[] k, Tensor seed, int epoch, "
     "str method, bool pad, str backend) -> (Tensor, Tensor, Tensor)",
 )
 
@@ -206,7 +196,7 @@ torch.library.define(
 def _sample(
     csr: Sequence[Tensor],
     weight: Tensor | None,
-    in_csr_order: bool,
+    sums: Sequence[Tensor],
     k: Sequence[int],
     seed: Tensor,
     epoch: int,
@@ -214,10 +204,16 @@ def _sample(
     pad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_values(weight)
-    arguments = (Adjacency(*csr), weight, in_csr_order, list(k), int(seed), epoch, method, pad)
+    adjacency = Adjacency(*csr)
+    _check_values(adjacency, weight, sums)
+    prefix = sums[0] if sums else None
+    arguments = (adjacency, weight, prefix, list(k), int(seed), epoch, method, pad)
     if backend == "reference":
         return reference.forward(*arguments)
+    if backend == "triton":
+        from gtkern.ops.neighbor_sampling import triton
+
+        return triton.forward(*arguments)
     return native.forward(backend, *arguments)
 
 
@@ -225,7 +221,7 @@ def _sample(
 def _sample_fake(
     csr: Sequence[Tensor],
     weight: Tensor | None,
-    in_csr_order: bool,
+    sums: Sequence[Tensor],
     k: Sequence[int],
     seed: Tensor,
     epoch: int,

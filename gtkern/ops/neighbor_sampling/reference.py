@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gtkern.graph import Adjacency
+from gtkern.ops.neighbor_sampling.table import MOST_DRAWN, is_candidate, num_draws, sorted_weight
 from gtkern.random import philox
 
-SMALLEST_WEIGHT = 2.0**-100
-LARGEST_WEIGHT = 2.0**100
+DRAW_STREAM = 1 << 30
 FILL_STREAM = 1 << 31
 
 # Q30 coefficients of -log2(1 - x) / (2 x) on [0, 1/2], by rising powers of x
@@ -30,7 +30,7 @@ _MASK = 0xFFFFFFFF
 def forward(
     csr: Adjacency,
     weight: Tensor | None,
-    in_csr_order: bool,
+    prefix: Tensor | None,
     k: list[int],
     seed: int,
     epoch: int,
@@ -41,25 +41,27 @@ def forward(
 
     Args:
         weight: float32 [1 or L, E]; None: all 1.
-        in_csr_order: of weight; False: it is in the caller's order of the edges.
-        method: "race" (the exponential race) or "top".
+        prefix: uint32 [1 or L, E], the table of the weights, which are then in CSR order; None:
+            they are in the caller's order of the edges.
+        method: "draw" or "top".
         pad: fill rows with -1 in place of draws with replacement.
 
     Returns:
         index int32, edge int64 and type uint8 of all layers, each [Σ_l N k[l]], layer by layer;
         type has no elements where the graph has none.
     """
+    weight, prefix = sorted_weight(csr, weight, prefix)
     results = []
     for layer, count in enumerate(k):
-        row_weight = None
-        if weight is not None:
-            row_weight = weight[layer if weight.size(0) > 1 else 0]
-            if csr.edge_id.numel() and not in_csr_order:
-                row_weight = row_weight[csr.edge_id]
-        position = _positions(csr, row_weight, count, seed, epoch, layer, method, pad)
-        results.append(position.flatten())
-    position = torch.cat(results)
-    return _at(csr, position)
+        at = layer if weight is not None and weight.size(0) > 1 else 0
+        row = _Rows(
+            csr,
+            None if weight is None else weight[at],
+            None if prefix is None else prefix[at].to(torch.int64),
+            (seed, epoch, layer),
+        )
+        results.append(_positions(row, count, method, pad).flatten())
+    return _at(csr, torch.cat(results))
 
 
 def exponential(word: Tensor) -> Tensor:
@@ -79,81 +81,100 @@ def exponential(word: Tensor) -> Tensor:
     return fixed.to(torch.float32) * torch.where(zeros > 0, 2.0**-11, 2.0**-16).to(torch.float32)
 
 
-def _positions(
-    csr: Adjacency,
-    weight: Tensor | None,
-    count: int,
-    seed: int,
-    epoch: int,
-    layer: int,
-    method: str,
-    pad: bool,
-) -> Tensor:
-    """int64 [N, count]: the positions in the CSR order of what each row drew; -1 for nothing."""
-    device = csr.ptr.device
-    num_rows, num_edges = csr.ptr.numel() - 1, csr.index.numel()
-    position = torch.arange(num_edges, device=device)
-    row = torch.repeat_interleave(
-        torch.arange(num_rows, device=device), csr.ptr.diff(), output_size=num_edges
-    )
-    if weight is None:
-        weight = torch.ones(num_edges, dtype=torch.float32, device=device)
-    candidate = (weight >= SMALLEST_WEIGHT) & (weight <= LARGEST_WEIGHT)
+class _Rows:
+    """The rows of one layer and what is drawn from them.
 
+    Attributes:
+        degree: int64 [N]. row: int64 [E], of each position of the CSR order.
+        candidate: bool [E]. weight: float32 [E].
+        total: int64 [N], the last prefix sums. prefix: int64 [E]; None: all edges alike.
+    """
+
+    def __init__(
+        self,
+        csr: Adjacency,
+        weight: Tensor | None,
+        prefix: Tensor | None,
+        stream: tuple[int, int, int],
+    ) -> None:
+        num_edges = csr.index.numel()
+        self.ptr, self.degree = csr.ptr, csr.ptr.diff()
+        self.seed, self.epoch, self.layer = stream
+        rows = torch.arange(self.degree.numel(), device=csr.ptr.device)
+        self.row = torch.repeat_interleave(rows, self.degree, output_size=num_edges)
+        if weight is None:
+            weight = torch.ones(num_edges, dtype=torch.float32, device=csr.ptr.device)
+        self.weight, self.candidate = weight, is_candidate(weight)
+        self.total = self.degree.clone()
+        if prefix is not None:
+            self.total[self.degree > 0] = prefix[csr.ptr[1:][self.degree > 0] - 1]
+            # a row's sums stand above those of the rows before it
+            prefix = prefix + (self.row << 32)
+        self.prefix = prefix
+
+    def hits(self, row: Tensor, word: Tensor) -> Tensor:
+        """The positions that words hit in rows [..., 1] or as many rows: int64."""
+        total = self.total[row]
+        # floor(word * total / 2**32), without the overflow of the product
+        target = (word * (total >> 16) + ((word * (total & 0xFFFF)) >> 16)) >> 16
+        if self.prefix is None:
+            return self.ptr[row] + target
+        return torch.searchsorted(self.prefix, (row << 32) + target, right=True)
+
+    def words(self, row: Tensor, draw: Tensor, stream: int) -> Tensor:
+        """The words of draws of rows, of a stream: int64."""
+        words = philox(self.seed, (row, draw >> 2, self.layer | stream, self.epoch))
+        return words.gather(-1, (draw & 3).expand(words.shape[:-1])[..., None])[..., 0]
+
+
+def _positions(rows: _Rows, count: int, method: str, pad: bool) -> Tensor:
+    """int64 [N, count]: the positions in the CSR order of what each row drew; -1 for nothing."""
+    num_rows, num_edges = rows.degree.numel(), rows.row.numel()
+    position = torch.arange(num_edges, device=rows.row.device)
+    chosen = torch.zeros_like(rows.candidate)
     if method == "top":
-        key = -weight
+        key = -rows.weight
     else:
+        chosen[_draws(rows, count)] = True
         quad = position[::4] >> 2
-        words = philox(seed, (quad & _MASK, quad >> 32, layer, epoch)).flatten()[:num_edges]
-        key = exponential(words) * (1.0 / weight)
-    key = torch.where(candidate, key, float("inf"))
+        words = philox(rows.seed, (quad & _MASK, quad >> 32, rows.layer, rows.epoch))
+        key = exponential(words.flatten()[:num_edges]) * (1.0 / rows.weight)
+
+    # what was not drawn races for the places that are left
+    racing = rows.candidate & ~chosen
+    key = torch.where(racing, key, float("inf"))
     order = torch.sort(key, stable=True).indices
-    order = order[torch.sort(row[order], stable=True).indices]
+    order = order[torch.sort(rows.row[order], stable=True).indices]
     rank = torch.empty_like(position)
-    rank[order] = position - csr.ptr[row]
-    chosen = candidate & (rank < count)
+    rank[order] = position - rows.ptr[rows.row]
+    left = torch.full_like(rows.degree, count).index_add(0, rows.row, -chosen.to(torch.int64))
+    chosen |= racing & (rank < left[rows.row])
 
     before = torch.cat((position.new_zeros(1), chosen.to(torch.int64).cumsum(0)))
-    place = before[:-1] - before[csr.ptr[row]]
-    result = torch.full((num_rows, count), -1, dtype=torch.int64, device=device)
-    result[row[chosen], place[chosen]] = position[chosen]
+    place = before[:-1] - before[rows.ptr[rows.row]]
+    result = torch.full((num_rows, count), -1, dtype=torch.int64, device=position.device)
+    result[rows.row[chosen], place[chosen]] = position[chosen]
     if pad or count == 0:
         return result
-    taken = before[csr.ptr[1:]] - before[csr.ptr[:-1]]
-    return _fill(result, taken, csr, row, weight, candidate, seed, epoch, layer)
-
-
-def _fill(
-    result: Tensor,
-    taken: Tensor,
-    csr: Adjacency,
-    row: Tensor,
-    weight: Tensor,
-    candidate: Tensor,
-    seed: int,
-    epoch: int,
-    layer: int,
-) -> Tensor:
-    """Weighted draws with replacement for the places that are left, by integer prefix sums."""
-    count = result.size(1)
-    share = torch.where(candidate, weight, 0.0)
-    largest = share.new_zeros(len(result)).scatter_reduce(0, row, share, "amax")
-    part = (share / torch.where(largest > 0, largest, 1.0)[row] * 2.0**24).to(torch.int64)
-    part = torch.where(candidate, part.clamp(min=1), 0)
-    prefix = torch.cat((part.new_zeros(1), part.cumsum(0)))  # [E + 1]
-
-    place = torch.arange(count, device=result.device)
-    rows, places = ((place >= taken[:, None]) & (taken > 0)[:, None]).nonzero(as_tuple=True)
-    draw = places - taken[rows]
-    words = philox(seed, (rows, draw >> 2, layer | FILL_STREAM, epoch))
-    word = words.gather(1, (draw & 3)[:, None])[:, 0] >> 1
-    begin = prefix[csr.ptr[rows]]
-    total = prefix[csr.ptr[rows + 1]] - begin
-    # floor(word * total / 2**31), without the overflow of the product
-    low_bits = (1 << 31) - 1
-    target = word * (total >> 31) + ((word * (total & low_bits)) >> 31)
-    result[rows, places] = torch.searchsorted(prefix[1:], begin + target, right=True)
+    taken = before[rows.ptr[1:]] - before[rows.ptr[:-1]]
+    places = torch.arange(count, device=position.device)
+    row, at = ((places >= taken[:, None]) & (taken > 0)[:, None]).nonzero(as_tuple=True)
+    result[row, at] = rows.hits(row, rows.words(row, at - taken[row], FILL_STREAM))
     return result
+
+
+def _draws(rows: _Rows, count: int) -> Tensor:
+    """Positions int64: the first `count` different ones that each row draws with replacement."""
+    degree = rows.degree
+    drawn = (degree >= 2 * count) & (degree > count) & (degree < 2**31) & (rows.total > 0)
+    row = drawn.nonzero() if count <= MOST_DRAWN else drawn.nonzero()[:0]  # [R, 1]
+    draw = torch.arange(num_draws(count), device=degree.device)[None]  # [1, T]
+    hit = rows.hits(row.expand(-1, draw.numel()), rows.words(row, draw, DRAW_STREAM))
+    order = torch.sort(hit, dim=1, stable=True)
+    repeated = torch.zeros_like(hit, dtype=torch.bool)
+    repeated[:, 1:] = order.values.diff(dim=1) == 0
+    new = torch.zeros_like(repeated).scatter(1, order.indices, ~repeated)
+    return hit[new & (new.cumsum(1) <= count)]
 
 
 def _at(csr: Adjacency, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
