@@ -1,4 +1,4 @@
-"""The command line: gtkern train, gtkern doctor, gtkern bench.
+"""The command line: gtkern train, gtkern experiment, gtkern doctor, gtkern bench.
 
 What a command needs is imported when it runs, so that help and mistakes come at once. A mistake of
 the user ends with one line on stderr and exit code 2.
@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -40,6 +40,35 @@ app = typer.Typer(
 )
 train = typer.Typer(no_args_is_help=True, help="Train a method and leave a run folder.")
 app.add_typer(train, name="train")
+experiment = typer.Typer(no_args_is_help=True, help="Do a paper's experiments again.")
+app.add_typer(experiment, name="experiment")
+
+# the options that several commands have
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A data set of the paper, or power-law; that and, without --data-root, "
+        "minesweeper are generated."
+    ),
+]
+DataRootOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Folder of published files, as PyG's and OGB's loaders lay them out."),
+]
+ConfigOption = Annotated[
+    pathlib.Path | None, typer.Option(help="YAML of settings instead of the paper's.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in phase1.lr=0.02."),
+]
+EpochsOption = Annotated[
+    str | None, typer.Option(metavar="N|N1,N2", help="Epochs of both phases, or of each.")
+]
+BackendOption = Annotated[
+    str, typer.Option(help="auto, reference, cpu, triton or cuda; a named one never falls back")
+]
+DevicesOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def main() -> NoReturn:
@@ -83,35 +112,17 @@ def run() -> None:
 
 @train.command(no_args_is_help=False)
 def spexphormer(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="A data set of the paper, or power-law; that and, without --data-root, "
-            "minesweeper are generated."
-        ),
-    ] = None,
-    data_root: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="Folder of published files, as PyG's and OGB's loaders lay them out."),
-    ] = None,
+    dataset: DatasetOption = None,
+    data_root: DataRootOption = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Run folder; default: runs/spexphormer-DATASET.")
     ] = None,
-    config: Annotated[
-        pathlib.Path | None, typer.Option(help="YAML of settings instead of the paper's.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in phase1.lr=0.02."),
-    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; default 0.")] = None,
-    epochs: Annotated[
-        str | None, typer.Option(metavar="N|N1,N2", help="Epochs of both phases, or of each.")
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto, reference, cpu, triton or cuda; a named one never falls back")
-    ] = "auto",
-    devices: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    epochs: EpochsOption = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder.")
     ] = False,
@@ -198,6 +209,84 @@ def spexphormer(
     console.print(f"{summary.seconds:.1f} s in all; everything is in {folder.path}")
 
 
+@experiment.command("spexphormer", no_args_is_help=True)
+def spexphormer_experiment(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="main, ablations, edges, batches or consistency."),
+    ],
+    dataset: DatasetOption = None,
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of all experiments; default: runs/spexphormer-DATASET-paper."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run for each.")] = "0,1,2",
+    epochs: EpochsOption = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Batch sizes of batches (default: all training nodes, half of them, ...), widths "
+            "of consistency (default: 4,8,16,32,64).",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Do an experiment of Spexphormer's paper: runs, a table and a plot.
+
+    main: every seed, and the paper's figure. ablations: without one part at a time. edges: how many
+    are kept. batches: time and memory by batch size. consistency: scores of narrow networks beside
+    those of a wide one.
+
+    A run that is finished in the folder is not done again; one that was stopped goes on.
+    """
+    from gtkern.training.errors import UserError
+
+    _check_backend_name(backend)
+    _check_known("experiment", name, ("main", "ablations", "edges", "batches", "consistency"))
+    seed_list = _integers("--seeds", seeds)
+    size_list = [] if sizes is None else _integers("--sizes", sizes)
+    if any(assignment.partition("=")[0].strip() == "seed" for assignment in set_ or []):
+        raise UserError("the seeds of an experiment are set by --seeds, got --set seed")
+    for seed in seed_list:
+        # a seed out of range shows before any run; the others are alike
+        settings = _settings(dataset, config, set_ or [], seed, epochs)
+    folder_path = out or pathlib.Path("runs") / f"spexphormer-{settings.dataset}-paper"
+
+    with _lasting():
+        from gtkern.methods.spexphormer.experiments import Experiments
+        from gtkern.methods.spexphormer.kept_runs import Runs
+        from gtkern.training import memory
+        from gtkern.training.fit import join_processes
+        from gtkern.training.run import RunFolder
+
+    memory.keep_freed_memory()
+    device = join_processes(devices)
+    data, data_name = _load_data(settings, data_root, folder_path)
+    folder = RunFolder(folder_path)
+    try:
+        runs = Runs(
+            settings,
+            data,
+            folder,
+            dataset=data_name,
+            device=device,
+            backend=backend,
+            command=shlex.join(["gtkern", *sys.argv[1:]]),
+            console=Console(stderr=True),
+        )
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    result = Experiments(runs, seed_list).run(name, size_list)
+    console = Console()
+    console.print(result.table())
+    console.print(f"{folder.path / name}.csv and .png; the runs are beside them", highlight=False)
+
+
 @app.command()
 def doctor() -> None:
     """Show versions, devices and backends, and test every room against its reference."""
@@ -267,15 +356,31 @@ def _settings(
     return settings_of.read(Settings, settings_of.override(Settings, values, changes))
 
 
-def _published_config(method: str, dataset: str) -> pathlib.Path:
+def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
     from gtkern.training.errors import UserError
 
-    folder = pathlib.Path(__file__).parent / "configs" / method
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if dataset not in names:
-        near = difflib.get_close_matches(dataset, names, n=1)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; the nearest is {near[0]}" if near else ""
-        raise UserError(f"there is no data set {dataset!r}{hint}; known: {', '.join(names)}")
+        raise UserError(f"there is no {kind} {name!r}{hint}; known: {', '.join(known)}")
+
+
+def _integers(option: str, text: str) -> list[int]:
+    """Different numbers from 0, separated by commas."""
+    from gtkern.training.errors import UserError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"{option} must be numbers separated by commas, got {text!r}")
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{option} must be different numbers, got {text!r}")
+    return numbers
+
+
+def _published_config(method: str, dataset: str) -> pathlib.Path:
+    folder = pathlib.Path(__file__).parent / "configs" / method
+    _check_known("data set", dataset, sorted(path.stem for path in folder.glob("*.yaml")))
     return folder / f"{dataset}.yaml"
 
 

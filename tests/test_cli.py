@@ -180,7 +180,63 @@ def test_an_unwritable_folder_is_code_2(
     assert "cannot write to the run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["doctor", "--help"]])
+def test_an_experiment_prints_its_table(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["experiment", "spexphormer", "main", "--data-root", published, *FAST]
+    assert call(monkeypatch, *arguments, "--out", tmp_path / "paper", "--seeds", "3,5") == 0
+    shown = capsys.readouterr().out
+    for text in ("seed 3", "seed 5", "mean", "paper", "0.9071"):
+        assert text in shown
+    summary = json.loads((tmp_path / "paper/full/seed-5/summary.json").read_text())
+    assert summary["seed"] == 5
+    assert summary["command"].startswith("gtkern experiment spexphormer main")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mian"], "there is no experiment 'mian'; the nearest is main; known: main, ablations"),
+        (["main", "--seeds", "0,one"], "--seeds must be numbers separated by commas, got '0,one'"),
+        (["main", "--seeds", "-1"], "--seeds must be numbers separated by commas, got '-1'"),
+        (["main", "--seeds", "1,1"], "--seeds must be different numbers, got '1,1'"),
+        (["main", "--seeds", "9999999999"], "seed must be >= 0 and <= 2.14748e+09"),
+        (["main", "--set", "seed=1"], "set by --seeds, got --set seed"),
+        (["batches", "--sizes", "4,,8"], "--sizes must be numbers separated by commas"),
+        (["main", "--dataset", "foto"], "no data set 'foto'; the nearest is photo"),
+        (["main", "--epochs", "0"], "phase1.epochs must be >= 1, got 0"),
+        (["main", "--dataset", "photo"], "--data-root must name the folder"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "experiment", "spexphormer", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["experiment", "--help"],
+        ["experiment", "spexphormer", "--help"],
+        ["doctor", "--help"],
+    ],
+)
 def test_help_ends_well(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:

@@ -213,6 +213,7 @@ class ScoreEstimator(_Network):
         graph_bias: what is added to the scores of graph edges (type 0) before training, so that
             they outweigh the random ones exp(graph_bias) to 1 until the data say otherwise. 0: the
             biases start at random.
+        normalize_values: see NarrowAttention.
         attend: sparse_attention, or a function of the same arguments.
 
     Reference: Shirzad et al. 2024 (Spexphormer), section 4.1.
@@ -229,6 +230,7 @@ class ScoreEstimator(_Network):
         pre_layers: int = 1,
         post_layers: int = 1,
         graph_bias: float = 0.0,
+        normalize_values: bool = True,
         num_edge_types: int = len(EDGE_TYPES),
         attend: Callable[..., Any] = ops.sparse_attention,
     ) -> None:
@@ -236,7 +238,10 @@ class ScoreEstimator(_Network):
             in_features,
             out_features,
             width,
-            [NarrowAttention(width, attend=attend) for _ in range(layers)],
+            [
+                NarrowAttention(width, normalize_values=normalize_values, attend=attend)
+                for _ in range(layers)
+            ],
             norm=norm,
             dropout=0.0,
             pre_layers=pre_layers,

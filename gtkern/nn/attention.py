@@ -54,19 +54,27 @@ class NarrowAttention(nn.Module):
     Args:
         width: C, input and output width.
         heads: H; the paper uses 1.
+        normalize_values: False leaves the values as they are; for the paper's ablation.
         attend: sparse_attention, or a function of the same arguments.
 
     Reference: Shirzad et al. 2024 (Spexphormer), section 4.1.
     """
 
     def __init__(
-        self, width: int, heads: int = 1, *, attend: Callable[..., Any] = ops.sparse_attention
+        self,
+        width: int,
+        heads: int = 1,
+        *,
+        normalize_values: bool = True,
+        attend: Callable[..., Any] = ops.sparse_attention,
     ) -> None:
         super().__init__()
         self.width, self.heads = width, _check_heads(width, heads)
         self.attend = attend
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.value_scale = nn.Parameter(self.qkv.weight.new_tensor([0.25]))
+        self.value_scale: nn.Parameter | None
+        scale = nn.Parameter(self.qkv.weight.new_tensor([0.25])) if normalize_values else None
+        self.register_parameter("value_scale", scale)
         self.terms = EdgeTypeTerms(width, heads)
 
     def forward(
@@ -92,7 +100,8 @@ class NarrowAttention(nn.Module):
             [N, C], or that and the scores [E, H] in the order the graph was given its edges.
         """
         q, k, v = self.qkv(x).view(x.size(0), self.heads, 3, -1).unbind(2)
-        v = functional.normalize(v, dim=-1) * self.value_scale
+        if self.value_scale is not None:
+            v = functional.normalize(v, dim=-1) * self.value_scale
         if graph.num_src_nodes != x.size(0):
             k, v = _processes.gather_rows(torch.stack((k, v), dim=1)).unbind(1)
         key_scale, bias = self.terms(type_embedding)

@@ -10,7 +10,7 @@ from gtkern.nn.norm import BatchNorm, GraphNorm
 
 __all__ = ["TransformerBlock"]
 
-NORMS = ("batch", "graph")
+NORMS = ("batch", "graph", "none")
 
 
 class TransformerBlock(nn.Module):
@@ -23,7 +23,7 @@ class TransformerBlock(nn.Module):
 
     Args:
         width: C; the feed-forward part is 2 C wide.
-        norm: "batch" (BatchNorm) or "graph" (GraphNorm over one graph).
+        norm: "batch" (BatchNorm), "graph" (GraphNorm over one graph) or "none".
         dropout: probability in [0, 1).
 
     Reference: Vaswani et al. 2017, with the norm after each residual.
@@ -32,10 +32,10 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, *, norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise ValueError(f"norm must be 'batch' or 'graph', got {norm!r}")
+            raise ValueError(f"norm must be 'batch', 'graph' or 'none', got {norm!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        make_norm = BatchNorm if norm == "batch" else GraphNorm
+        make_norm = {"batch": BatchNorm, "graph": GraphNorm, "none": nn.Identity}[norm]
         self.dropout = dropout
         self.attention_norm = make_norm(width)
         self.widen = nn.Linear(width, 2 * width)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["curves", "kept_edges", "score_distribution"]
+__all__ = ["Panel", "curves", "kept_edges", "lines", "score_distribution", "spreads"]
 
-_COLOURS = ("#3b6fb6", "#d9822b", "#3f9b57", "#8e5ea2")
+_COLOURS = ("#3b6fb6", "#d9822b", "#3f9b57", "#8e5ea2", "#b5493f", "#4aa3a2", "#7a7a3a", "#555555")
 _LIGHT = "#9aa0a6"
 
 
@@ -111,6 +112,75 @@ def kept_edges(path: pathlib.Path, kept: np.ndarray, total: int, names: Sequence
     axes.set_xticks(places, [f"layer {layer + 1}" for layer in range(layers)])
     axes.set(ylabel="kept edges, % of all", ylim=(0, 1.15 * bottom.max()))
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    figure.savefig(path)
+
+
+def spreads(
+    path: pathlib.Path,
+    values: Mapping[str, Sequence[float]],
+    metric: str,
+    reference: tuple[str, float, float] | None = None,
+) -> None:
+    """The values of several runs by name: points, and mean and standard deviation beside them.
+
+    Args:
+        path: the PNG to write.
+        values: of the runs, by name.
+        metric: their name.
+        reference: name, mean and standard deviation of a figure to compare with.
+    """
+    figure = _figure(6.4, 1.3 + 0.45 * (len(values) + (reference is not None)))
+    axes = figure.add_subplot()
+    names = list(values)
+    for place, name in enumerate(names):
+        points = np.array(values[name])
+        error = points.std(ddof=1) if points.size > 1 else 0.0
+        axes.errorbar(points.mean(), place, xerr=error, fmt="o", capsize=4, color=_COLOURS[0])
+        axes.plot(points, np.full(points.size, place + 0.18), ".", color=_LIGHT)
+    if reference is not None:
+        name, middle, error = reference
+        axes.errorbar(middle, len(names), xerr=error, fmt="D", capsize=4, color=_COLOURS[1])
+        names.append(name)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(metric)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over one pair of axes: points (x, y) by the line's name."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: Mapping[str, Sequence[tuple[float, float]]]
+    x_ticks: Sequence[float]
+    log_x: bool = False
+
+
+def lines(path: pathlib.Path, panels: Sequence[Panel]) -> None:
+    """Panels side by side.
+
+    Args:
+        path: the PNG to write.
+        panels: from left to right.
+    """
+    figure = _figure(4.2 * len(panels) + 0.6, 3.6)
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for kind, (name, points) in enumerate(panel.points.items()):
+            colour = _COLOURS[kind % len(_COLOURS)]
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
+        axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        if panel.log_x:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(panel.x_ticks, [f"{tick:,g}" for tick in panel.x_ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        if len(panel.points) > 1:
+            axes.legend(fontsize=8)
     figure.savefig(path)
 
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -168,7 +168,7 @@ class RunFolder:
         with self.replacing(name) as part:
             part.write_text(text, encoding="utf-8")
 
-    def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a CSV; the columns are the keys of all rows in the order of their appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()

@@ -60,6 +60,24 @@ def test_narrow_attention_is_the_papers_equation(temperature: float) -> None:
     torch.testing.assert_close(scores[:, 0], torch.stack(share), rtol=1e-4, atol=1e-6)
 
 
+def test_raw_values_are_attended_as_they_are() -> None:
+    x, types = torch.randn(NODES, WIDTH), torch.randn(TYPES, WIDTH)
+    loops, kinds = torch.arange(NODES).expand(2, -1), torch.zeros(NODES, dtype=torch.uint8)
+    graph = Graph.from_edge_index(loops, NODES, edge_type=kinds)
+    layer = NarrowAttention(WIDTH, normalize_values=False)
+    value = layer.qkv(x)[:, 2 * WIDTH :]
+    torch.testing.assert_close(layer(x, graph, types[:1]), value, rtol=1e-3, atol=1e-6)
+    assert "value_scale" not in dict(layer.named_parameters())
+
+
+def test_a_block_without_norm_is_two_residuals() -> None:
+    block = TransformerBlock(WIDTH, norm="none")
+    x, attended = torch.randn(2, 4, WIDTH).unbind(0)
+    y = x + attended
+    expected = y + block.narrow(block.widen(y).relu())
+    torch.testing.assert_close(block(x, attended), expected)
+
+
 def test_sampled_attention_keeps_heads_apart() -> None:
     heads, places, targets = 2, 4, 5
     index = torch.randint(NODES, (targets, places), dtype=torch.int32)
@@ -134,7 +152,7 @@ def test_dropout_is_off_in_evaluation() -> None:
     [
         (lambda: SampledAttention(8, 3), "heads must divide width 8, got 3"),
         (lambda: NarrowAttention(4, 0), "heads must divide width 4, got 0"),
-        (lambda: TransformerBlock(4, norm="layer"), "norm must be 'batch' or 'graph'"),
+        (lambda: TransformerBlock(4, norm="layer"), "norm must be 'batch', 'graph' or 'none'"),
         (lambda: TransformerBlock(4, dropout=1.0), "dropout must be in"),
     ],
 )

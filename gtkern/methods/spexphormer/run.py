@@ -79,6 +79,8 @@ class Spexphormer:
         device: where to train.
         backend: of the ops.
         command: for the summary.
+        scores_of: folder of a run with the same data, seed, expander and phase 1, whose phase 1 is
+            taken instead of training it again; None: this run's own.
         console: for progress and remarks.
 
     Raises:
@@ -95,6 +97,7 @@ class Spexphormer:
         backend: str = "auto",
         dataset: str | None = None,
         command: str = "",
+        scores_of: RunFolder | None = None,
         console: Console | None = None,
     ) -> None:
         self.settings = settings
@@ -106,31 +109,35 @@ class Spexphormer:
         self.backend = backend
         self.dataset = dataset or settings.dataset
         self.command = command
+        self.scores_of = scores_of or folder
         self.console = console or Console(stderr=True)
         check_backend(backend, self.device)
         self._first = _processes.rank() == 0
         self.rows: dict[str, list[dict[str, float]]] = {}
         self.best: dict[str, int] = {}
 
-    def run(self, *, resume: bool = False, compare: bool = False) -> Summary:
+    def run(
+        self, *, resume: bool = False, compare: bool = False, only_scores: bool = False
+    ) -> Summary:
         """Train both phases and write everything.
 
         Args:
             resume: go on from the checkpoints in the folder.
             compare: then time a few epochs on plain PyG and torch ops.
+            only_scores: end after phase 1.
 
         Raises:
             InterruptedRunError: the user stopped; `resume` goes on. LostProcessError: another
             process of the run ended; likewise. UserError: training diverged.
         """
         try:
-            return self._run(resume=resume, compare=compare)
+            return self._run(resume, compare, only_scores)
         except RuntimeError as error:
             if _processes.lost(error):
                 raise LostProcessError("another process of the run ended") from error
             raise
 
-    def _run(self, *, resume: bool, compare: bool) -> Summary:
+    def _run(self, resume: bool, compare: bool, only_scores: bool) -> Summary:
         if compare and _processes.count() > 1:
             raise UserError("the comparison is of one process")
         if not resume and self._first:
@@ -139,13 +146,14 @@ class Spexphormer:
         phases = [self._phase1(graph, resume)]
         # the first process has written the scores, and all of them map the same file
         _processes.barrier()
-        scores = torch.from_numpy(np.load(self.folder / "scores/scores.npy", mmap_mode="c"))
+        scores = torch.from_numpy(np.load(self.scores_of / "scores/scores.npy", mmap_mode="c"))
         if scores.size(1) != graph.num_edges:
             raise UserError(
-                f"cannot resume: the scores in {self.folder.path} are of {scores.size(1):,} edges, "
-                f"and this graph has {graph.num_edges:,}"
+                f"cannot resume: the scores in {self.scores_of.path} are of "
+                f"{scores.size(1):,} edges, and this graph has {graph.num_edges:,}"
             )
-        phases.append(self._phase2(graph, scores, resume))
+        if not only_scores:
+            phases.append(self._phase2(graph, scores, resume))
         if self._first:
             self._plot(graph, scores, phases)
         comparison = self._compare(graph, scores) if compare else []
@@ -173,10 +181,14 @@ class Spexphormer:
         return summary
 
     def _phase1(self, graph: Graph, resume: bool) -> Phase:
-        done = self._finished("phase1") if resume else None
+        taken = self.scores_of is not self.folder
+        done = self._finished("phase1", self.scores_of) if resume or taken else None
         if done is not None:
             return done
+        if taken:
+            raise UserError(f"there is no finished phase 1 in {self.scores_of.path}")
         memory.reset_peak(self.device)
+        before = memory.resident_bytes(self.device)
         began = time.perf_counter()
         torch.manual_seed(self.settings.seed)
         attend = functools.partial(ops.sparse_attention, backend=self.backend)
@@ -193,15 +205,19 @@ class Spexphormer:
             # compute them and send them to the first
             for _ in task.best_scores():
                 pass
-        details = {"temperature": temperature_at(self.settings.phase1, task.best.epoch)}
+        details = {
+            "temperature": temperature_at(self.settings.phase1, task.best.epoch),
+            "resident_bytes_before": before,
+        }
         seconds = earlier + time.perf_counter() - began
         return self._finish("phase1", task, task.best, seconds, 1.0, details)
 
     def _phase2(self, graph: Graph, scores: Tensor, resume: bool) -> Phase:
-        done = self._finished("phase2") if resume else None
+        done = self._finished("phase2", self.folder) if resume else None
         if done is not None:
             return done
         memory.reset_peak(self.device)
+        before = memory.resident_bytes(self.device)
         began = time.perf_counter()
         torch.manual_seed(self.settings.seed)
         attend = functools.partial(ops.sampled_attention, backend=self.backend)
@@ -218,6 +234,7 @@ class Spexphormer:
             "edges_kept_by_layer": [min(1.0, share) for share in sampled],
             "distinct_edges_by_layer_and_type": kept.tolist(),
             "edge_types": list(EDGE_TYPES),
+            "resident_bytes_before": before,
         }
         seconds = earlier + time.perf_counter() - began
         return self._finish("phase2", task, task.best, seconds, statistics.fmean(sampled), details)
@@ -335,9 +352,9 @@ class Spexphormer:
             self.folder.write_text(f"checkpoints/{name}.json", json.dumps(record) + "\n")
         return phase
 
-    def _finished(self, name: str) -> Phase | None:
+    def _finished(self, name: str, folder: RunFolder) -> Phase | None:
         """The record of a phase that an earlier process finished."""
-        path = self.folder / f"checkpoints/{name}.json"
+        path = folder / f"checkpoints/{name}.json"
         if not path.is_file():
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -359,6 +376,8 @@ class Spexphormer:
             plots.curves(part, self.rows, self.best, self.settings.metric)
         with self.folder.replacing("plots/scores.png") as part:
             plots.score_distribution(part, scores.numpy(), graph.csr.edge_type.numpy(), EDGE_TYPES)
+        if "distinct_edges_by_layer_and_type" not in phases[-1].details:
+            return
         with self.folder.replacing("plots/kept_edges.png") as part:
             kept = np.array(phases[-1].details["distinct_edges_by_layer_and_type"])
             plots.kept_edges(part, kept, graph.num_edges, EDGE_TYPES)

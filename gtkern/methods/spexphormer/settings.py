@@ -29,17 +29,19 @@ class Phase1(Optimization):
     """The narrow network, its training and its temperature.
 
     Attributes:
-        layers, width, norm, pre_layers, post_layers, graph_bias: see ScoreEstimator.
+        layers, width, norm, pre_layers, post_layers, graph_bias, normalize_values: see
+            ScoreEstimator.
         temperature_ratio: r, temperature_wait: w, temperature_min: in epoch t >= w the scores are
             divided by max(temperature_min, r ** (t - w)), before by 1.
     """
 
     layers: int = setting(4, low=1)
     width: int = setting(4, low=1, high=256)
-    norm: str = setting("graph", choices=("graph", "batch"))
+    norm: str = setting("graph", choices=("graph", "batch", "none"))
     pre_layers: int = setting(1, low=0)
     post_layers: int = setting(1, low=1)
     graph_bias: float = setting(0.0, low=0)
+    normalize_values: bool = True
     temperature_ratio: float = setting(0.99, above=0, high=1)
     temperature_wait: int = setting(5, low=0)
     temperature_min: float = setting(0.05, above=0, high=1)

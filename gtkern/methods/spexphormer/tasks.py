@@ -63,6 +63,7 @@ class ScoreTask(NodeTask):
             pre_layers=phase.pre_layers,
             post_layers=phase.post_layers,
             graph_bias=phase.graph_bias,
+            normalize_values=phase.normalize_values,
             attend=attend,
         )
         nodes = data.x.size(0)
