@@ -28,13 +28,13 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]], formats: Mapping[s
     Args:
         title: above it.
         rows: values by column; a column that is missing or None stays empty.
-        formats: format specification by shown column, in order; "" for text. Underscores of a
-            column's name become spaces.
+        formats: format specification by shown column, in order; "" for text. A column's heading
+            is its name with the words below each other; only the column "note" may wrap.
     """
     result = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     for column, form in formats.items():
         justify: Any = "right" if form else "left"
-        result.add_column(column.replace("_", " "), justify=justify, no_wrap=bool(form))
+        result.add_column(column.replace("_", "\n"), justify=justify, no_wrap=column != "note")
     for row in rows:
         cells = (row.get(column) for column in formats)
         result.add_row(

@@ -111,7 +111,7 @@ def test_an_ablation_that_changes_nothing_is_not_run(tmp_path: pathlib.Path) -> 
     constant = dataclasses.replace(SETTINGS.phase1, temperature_ratio=1.0)
     result = Experiments(runs(tmp_path, dataclasses.replace(SETTINGS, phase1=constant)), (0,))
     by_name = {row["variant"]: row for row in result.run("ablations").rows}
-    assert by_name["no-temperature"]["note"] == "the same settings as full"
+    assert by_name["no-temperature"]["changed"] == "phase1.temperature_ratio=1.0, as in full"
     assert by_name["no-temperature"]["test"] == by_name["full"]["test"]
     assert not (tmp_path / "no-temperature").exists()
 

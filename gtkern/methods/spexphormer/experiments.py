@@ -106,6 +106,8 @@ class Experiments:
             for phase, record in phases.items():
                 row[f"{phase}_seconds"] = record["seconds"]
                 row[f"{phase}_mib"] = record["peak_bytes"] / MIB
+            row["seconds"] = sum(record["seconds"] for record in summary["phases"])
+            row["mib"] = summary["peak_bytes"] / MIB
             rows.append(row)
         tests = [row["test"] for row in rows]
         columns = [column for column in rows[0] if column != "run"]
@@ -125,10 +127,8 @@ class Experiments:
                 "std": ".4f",
                 "val": ".4f",
                 "best_epoch": ".0f",
-                "phase1_seconds": ".1f",
-                "phase2_seconds": ".1f",
-                "phase1_mib": ",.0f",
-                "phase2_mib": ",.0f",
+                "seconds": ".1f",
+                "mib": ",.0f",
                 "note": "",
             },
             lambda path: plots.spreads(
@@ -153,10 +153,9 @@ class Experiments:
                 summary = full if same else self.runs.train(name, seed, settings, scores=shares)
                 tests.setdefault(name, []).append(self._of(summary["test"]))
                 vals.setdefault(name, []).append(self._of(summary["val"]))
-        notes = {
-            name: "the same settings as full"
+        changed = {
+            name: " ".join(ABLATIONS[name]) + (", as in full" if settings == self.settings else "")
             for name, settings in variants.items()
-            if settings == self.settings
         }
         rows = [
             {
@@ -168,15 +167,14 @@ class Experiments:
                     f"test_seed_{seed}": value
                     for seed, value in zip(self.seeds, values, strict=True)
                 },
-                "changed": " ".join(ABLATIONS.get(name, ())),
-                "note": notes.get(name, ""),
+                "changed": changed.get(name, ""),
             }
             for name, values in tests.items()
         ]
         return Result(
             f"Ablations on {self.dataset}: test {self.settings.metric}, {self._seeds()}",
             rows,
-            {"variant": "", "test": ".4f", "std": ".4f", "val": ".4f", "changed": "", "note": ""},
+            {"variant": "", "test": ".4f", "std": ".4f", "val": ".4f", "changed": ""},
             lambda path: plots.spreads(path, tests, f"test {self.settings.metric}"),
         )
 
