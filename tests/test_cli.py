@@ -180,6 +180,49 @@ def test_an_unwritable_folder_is_code_2(
     assert "cannot write to the run folder" in capsys.readouterr().err
 
 
+def test_exphormer_trains_and_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    published: pathlib.Path,
+) -> None:
+    arguments = ["train", "exphormer", "--data-root", published, "--out", tmp_path / "run"]
+    arguments += ["--epochs=2", "--set=training.local=gcn", "--devices=cpu"]
+    assert call(monkeypatch, *arguments) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [phase["epochs"] for phase in summary["phases"]] == [2]
+    assert call(monkeypatch, *arguments, "--resume") == 0
+    assert call(monkeypatch, *arguments, "--resume", "--seed", 4) == 2
+    assert "cannot resume with another seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "1,2"], "--epochs must be N, got '1,2'"),
+        (["--set", "training.heads=3"], "training.heads must divide width 32"),
+        (["--set", "training.local=gat"], "training.local must be one of none, gcn, got 'gat'"),
+        (["--set", "phase1.lr=1"], "there is no setting 'phase1.lr'"),
+        (["--dataset", "proteins"], "there is no data set 'proteins'"),
+        (["--backend", "cpuu"], "the nearest is cpu"),
+        (["--resume"], "nothing to resume: runs/exphormer-minesweeper/config.yaml is not there"),
+    ],
+)
+def test_a_mistake_with_exphormer_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "train", "exphormer", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_experiment_prints_its_table(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -18,19 +18,26 @@ from gtkern.nn import (
     NarrowAttention,
     SampledAttention,
     TransformerBlock,
+    dropout,
+    make_norm,
 )
 from gtkern.transforms import expander_edges
 
 __all__ = [
     "EDGE_TYPES",
+    "VIRTUAL_EDGE_TYPES",
     "Exphormer",
     "SampledExphormer",
     "ScoreEstimator",
     "augment",
+    "with_virtual_nodes",
 ]
 
 EDGE_TYPES = ("graph", "expander", "self loop")
 """What the edge types 0, 1, 2 of an augmented graph mean."""
+
+VIRTUAL_EDGE_TYPES = ("to virtual node", "from virtual node")
+"""What the edge types 3 and 4 mean where there are virtual nodes."""
 
 
 def augment(
@@ -84,6 +91,40 @@ def augment(
         part.fill_(kind)
     grouped = Graph.from_edge_index(edges, num_nodes, edge_type=edge_type).csr
     return Graph.from_csr(grouped.ptr, grouped.index, num_nodes, edge_type=grouped.edge_type)
+
+
+def with_virtual_nodes(graph: Graph, count: int) -> Graph:
+    """Add virtual nodes, each joined to every node in both directions and with a self loop.
+
+    Args:
+        graph: as `augment` gives it, of N nodes.
+        count: V; they are the nodes N .. N + V.
+
+    Returns:
+        Graph of N + V nodes; new edges have the types of VIRTUAL_EDGE_TYPES, and self loops type 2.
+
+    Reference: Shirzad et al. 2023 (Exphormer), section 3.
+    """
+    nodes = graph.num_dst_nodes
+    kinds = graph.edge_type()
+    assert kinds is not None
+    virtual = torch.arange(nodes, nodes + count, dtype=torch.int32)
+    near = torch.arange(nodes, dtype=torch.int32).repeat(count)
+    far = virtual.repeat_interleave(nodes)
+    edges = torch.cat(
+        (
+            graph.edge_index().to(torch.int32),
+            torch.stack((near, far)),
+            torch.stack((far, near)),
+            virtual.expand(2, -1),
+        ),
+        dim=1,
+    )
+    new = torch.tensor([3, 4], dtype=torch.uint8).repeat_interleave(near.numel())
+    loops = torch.full((count,), 2, dtype=torch.uint8)
+    return Graph.from_edge_index(
+        edges, nodes + count, edge_type=torch.cat((kinds.to(torch.uint8), new, loops))
+    )
 
 
 class _Hidden(nn.Module):
@@ -149,10 +190,15 @@ class _Network(nn.Module):
 
 
 class Exphormer(_Network):
-    """Exphormer for node tasks: attention over an augmented graph.
+    """Exphormer for node tasks: attention over an augmented graph, maybe with local layers.
 
-    Deviations from the paper: attention only (the paper also adds a message-passing layer to each
-    block), edge types in place of edge features, no virtual nodes.
+    With local layers a block adds up attention and a graph convolution, each with its own residual
+    and norm, before its feed-forward part, as GraphGPS does::
+
+        y   = norm1(x + dropout(conv(x))) + norm2(x + dropout(attended))
+        out = norm3(y + dropout(W2 dropout(relu(W1 y))))
+
+    Deviations from the paper: edge types in place of edge features.
 
     Args:
         in_features, out_features: of the nodes; classes.
@@ -160,9 +206,12 @@ class Exphormer(_Network):
         heads: H.
         layers: L.
         norm, dropout, pre_layers, post_layers, num_edge_types: see TransformerBlock and augment.
+        virtual_nodes: V; learned nodes joined to all others, which `forward` adds to the features.
+        local: None; or makes the graph convolution of a block from C: it is called with x [N, C]
+            and the graph's own edges.
         attend: sparse_attention, or a function of the same arguments.
 
-    Reference: Shirzad et al. 2023 (Exphormer).
+    Reference: Shirzad et al. 2023 (Exphormer); Rampášek et al. 2022 (GraphGPS) for local layers.
     """
 
     def __init__(
@@ -178,6 +227,8 @@ class Exphormer(_Network):
         pre_layers: int = 1,
         post_layers: int = 1,
         num_edge_types: int = len(EDGE_TYPES),
+        virtual_nodes: int = 0,
+        local: Callable[[int], nn.Module] | None = None,
         attend: Callable[..., Any] = ops.sparse_attention,
     ) -> None:
         super().__init__(
@@ -191,14 +242,37 @@ class Exphormer(_Network):
             post_layers=post_layers,
             num_edge_types=num_edge_types,
         )
+        self.virtual = nn.Embedding(virtual_nodes, width) if virtual_nodes else None
+        self.local = None if local is None else nn.ModuleList(local(width) for _ in range(layers))
+        self.local_norms = None
+        if local is not None:
+            norms = (make_norm(norm, width) for _ in range(layers))
+            self.local_norms = nn.ModuleList(norms)
 
-    def forward(self, x: Tensor, graph: Graph) -> Tensor:
-        """From features [N, F] and the augmented graph; gives logits [N, classes]."""
+    def forward(self, x: Tensor, graph: Graph, edges: Any = None) -> Tensor:
+        """Logits of the nodes.
+
+        Args:
+            x: [N, F].
+            graph: the augmented graph, of N + V nodes.
+            edges: of the graph itself, as the local layers take them.
+
+        Returns:
+            [N, classes].
+        """
+        nodes = x.size(0)
         x = self.encoder(x)
+        if self.virtual is not None:
+            x = torch.cat((x, self.virtual.weight))
         types = self.type_embedding.weight
-        for attention, block in zip(self.attention, self.blocks, strict=True):
-            x = block(x, attention(x, graph, types))
-        logits: Tensor = self.head(x)
+        for depth, (attention, block) in enumerate(zip(self.attention, self.blocks, strict=True)):
+            beside = None
+            if self.local is not None and self.local_norms is not None:
+                assert isinstance(block, TransformerBlock)
+                near = self.local[depth](x, edges)
+                beside = self.local_norms[depth](x + dropout(near, block.dropout, self.training))
+            x = block(x, attention(x, graph, types), beside)
+        logits: Tensor = self.head(x[:nodes])
         return logits
 
 

@@ -6,7 +6,8 @@ from gtkern.nn.attention import (
     NarrowAttention,
     SampledAttention,
 )
-from gtkern.nn.block import TransformerBlock
+from gtkern.nn.block import TransformerBlock, make_norm
+from gtkern.nn.dropout import dropout
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "NarrowAttention",
     "SampledAttention",
     "TransformerBlock",
+    "dropout",
+    "make_norm",
     "synchronize_norms",
 ]

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gtkern.nn.dropout import dropout
 from gtkern.nn.norm import BatchNorm, GraphNorm
 
-__all__ = ["TransformerBlock"]
+__all__ = ["TransformerBlock", "make_norm"]
 
-NORMS = ("batch", "graph", "none")
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": BatchNorm,
+    "graph": GraphNorm,
+    "none": nn.Identity,
+}
+
+
+def make_norm(norm: str, width: int) -> nn.Module:
+    """A norm over `width` channels.
+
+    Args:
+        norm: "batch" (BatchNorm), "graph" (GraphNorm over one graph) or "none".
+        width: C.
+    """
+    if norm not in _NORMS:
+        raise ValueError(f"norm must be 'batch', 'graph' or 'none', got {norm!r}")
+    return _NORMS[norm](width)
 
 
 class TransformerBlock(nn.Module):
@@ -23,7 +41,7 @@ class TransformerBlock(nn.Module):
 
     Args:
         width: C; the feed-forward part is 2 C wide.
-        norm: "batch" (BatchNorm), "graph" (GraphNorm over one graph) or "none".
+        norm: see make_norm.
         dropout: probability in [0, 1).
 
     Reference: Vaswani et al. 2017, with the norm after each residual.
@@ -31,23 +49,23 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, *, norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"norm must be 'batch', 'graph' or 'none', got {norm!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        make_norm = {"batch": BatchNorm, "graph": GraphNorm, "none": nn.Identity}[norm]
         self.dropout = dropout
-        self.attention_norm = make_norm(width)
+        self.attention_norm = make_norm(norm, width)
         self.widen = nn.Linear(width, 2 * width)
         self.narrow = nn.Linear(2 * width, width)
-        self.output_norm = make_norm(width)
+        self.output_norm = make_norm(norm, width)
 
-    def forward(self, x: Tensor, attended: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attended: Tensor, beside: Tensor | None = None) -> Tensor:
         """From x [N_src, C] and the attention's output [N_dst, C]; gives [N_dst, C].
 
-        The destinations are the first N_dst rows of x.
+        The destinations are the first N_dst rows of x. `beside` [N_dst, C] is added before the
+        feed-forward part.
         """
         x = self.attention_norm(x[: attended.size(0)] + self._drop(attended))
+        if beside is not None:
+            x = x + beside
         hidden = self._drop(functional.relu(self.widen(x)))
         out: Tensor = self.output_norm(x + self._drop(self.narrow(hidden)))
         return out

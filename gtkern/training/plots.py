@@ -142,7 +142,7 @@ def spreads(
         axes.errorbar(middle, len(names), xerr=error, fmt="D", capsize=4, color=_COLOURS[1])
         names.append(name)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(metric)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path)

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gtkern import _processes, ops, peers
-from gtkern.data.node import NodeData, check_node_data
+from gtkern.data.node import NodeData
 from gtkern.graph import Graph
 from gtkern.methods.spexphormer.settings import Settings, temperature_at
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
 from gtkern.models.exphormer import EDGE_TYPES, augment
 from gtkern.training import memory, plots
-from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
+from gtkern.training.errors import UserError
 from gtkern.training.fit import fit
-from gtkern.training.node import Best, NodeTask
-from gtkern.training.run import (
-    Comparison,
-    Phase,
-    RunFolder,
-    Summary,
-    process_seconds,
-    versions,
-)
+from gtkern.training.node import NodeTask
+from gtkern.training.node_run import NodeRun
+from gtkern.training.run import Comparison, Phase, RunFolder, Summary
 
 __all__ = ["Spexphormer", "build_graph", "check_backend"]
 
@@ -62,7 +54,7 @@ def check_backend(backend: str, device: torch.device) -> None:
     ops.sampled_attention(q, q, q, neighbors, backend=backend)
 
 
-class Spexphormer:
+class Spexphormer(NodeRun):
     """A run of the method, from data to summary.
 
     Deviations from the paper and its code: phase 1 starts with a bias towards the graph's own edges
@@ -100,21 +92,21 @@ class Spexphormer:
         scores_of: RunFolder | None = None,
         console: Console | None = None,
     ) -> None:
+        super().__init__(
+            data,
+            folder,
+            method=NAME,
+            dataset=dataset or settings.dataset,
+            seed=settings.seed,
+            metric=settings.metric,
+            device=device,
+            backend=backend,
+            command=command,
+            console=console,
+        )
         self.settings = settings
-        self.data = check_node_data(data)
-        if settings.metric == "roc_auc" and self.data.y.dim() == 1 and self.data.num_classes != 2:
-            raise ValueError(f"metric roc_auc needs two classes, got {self.data.num_classes}")
-        self.folder = folder
-        self.device = torch.device(device)
-        self.backend = backend
-        self.dataset = dataset or settings.dataset
-        self.command = command
         self.scores_of = scores_of or folder
-        self.console = console or Console(stderr=True)
         check_backend(backend, self.device)
-        self._first = _processes.rank() == 0
-        self.rows: dict[str, list[dict[str, float]]] = {}
-        self.best: dict[str, int] = {}
 
     def run(
         self, *, resume: bool = False, compare: bool = False, only_scores: bool = False
@@ -130,18 +122,14 @@ class Spexphormer:
             InterruptedRunError: the user stopped; `resume` goes on. LostProcessError: another
             process of the run ended; likewise. UserError: training diverged.
         """
-        try:
+        with self.together():
             return self._run(resume, compare, only_scores)
-        except RuntimeError as error:
-            if _processes.lost(error):
-                raise LostProcessError("another process of the run ended") from error
-            raise
 
     def _run(self, resume: bool, compare: bool, only_scores: bool) -> Summary:
         if compare and _processes.count() > 1:
             raise UserError("the comparison is of one process")
-        if not resume and self._first:
-            self._clean()
+        if not resume and self.first:
+            self.clean()
         graph = build_graph(self.settings, self.data)
         phases = [self._phase1(graph, resume)]
         # the first process has written the scores, and all of them map the same file
@@ -154,35 +142,14 @@ class Spexphormer:
             )
         if not only_scores:
             phases.append(self._phase2(graph, scores, resume))
-        if self._first:
+        if self.first:
             self._plot(graph, scores, phases)
         comparison = self._compare(graph, scores) if compare else []
-        parameters = sum(phase.parameters for phase in phases)
-        summary = Summary(
-            command=self.command,
-            method=NAME,
-            dataset=self.dataset,
-            seed=self.settings.seed,
-            backend=self.backend,
-            device=str(self.device),
-            versions=versions(),
-            test=phases[-1].test,
-            val=phases[-1].val,
-            seconds=process_seconds(),
-            peak_bytes=max(phase.peak_bytes for phase in phases),
-            trained_parameters=parameters,
-            total_parameters=parameters,
-            phases=phases,
-            comparison=comparison,
-            processes=_processes.count(),
-        )
-        if self._first:
-            self.folder.write_summary(summary)
-        return summary
+        return self.summarize(phases, comparison)
 
     def _phase1(self, graph: Graph, resume: bool) -> Phase:
         taken = self.scores_of is not self.folder
-        done = self._finished("phase1", self.scores_of) if resume or taken else None
+        done = self.finished("phase1", self.scores_of) if resume or taken else None
         if done is not None:
             return done
         if taken:
@@ -193,9 +160,9 @@ class Spexphormer:
         torch.manual_seed(self.settings.seed)
         attend = functools.partial(ops.sparse_attention, backend=self.backend)
         task = ScoreTask(self.settings, self.data, graph, attend=attend)
-        earlier = self._fit("phase1", task, resume)
+        earlier = self.fit("phase1", task, resume)
         assert task.best is not None
-        if self._first:
+        if self.first:
             shape = (self.settings.phase1.layers, graph.num_edges)
             self.folder.write_arrays("scores/scores.npy", shape, task.best_scores())
             self.folder.write_array("scores/row_ptr.npy", graph.csr.ptr.numpy())
@@ -210,10 +177,10 @@ class Spexphormer:
             "resident_bytes_before": before,
         }
         seconds = earlier + time.perf_counter() - began
-        return self._finish("phase1", task, task.best, seconds, 1.0, details)
+        return self.finish("phase1", task, seconds, details)
 
     def _phase2(self, graph: Graph, scores: Tensor, resume: bool) -> Phase:
-        done = self._finished("phase2", self.folder) if resume else None
+        done = self.finished("phase2", self.folder) if resume else None
         if done is not None:
             return done
         memory.reset_peak(self.device)
@@ -223,7 +190,7 @@ class Spexphormer:
         attend = functools.partial(ops.sampled_attention, backend=self.backend)
         layers = self.settings.phase2.layers
         task = SampledTask(self.settings, self.data, graph, scores[:layers], attend=attend)
-        earlier = self._fit("phase2", task, resume)
+        earlier = self.fit("phase2", task, resume)
         assert task.best is not None
         # a run resumed after its last epoch has drawn nothing yet
         task.sample(self.settings.phase2.epochs - 1)
@@ -237,7 +204,8 @@ class Spexphormer:
             "resident_bytes_before": before,
         }
         seconds = earlier + time.perf_counter() - began
-        return self._finish("phase2", task, task.best, seconds, statistics.fmean(sampled), details)
+        kept_share = statistics.fmean(sampled)
+        return self.finish("phase2", task, seconds, details, edges_kept=kept_share)
 
     def _compare(self, graph: Graph, scores: Tensor) -> list[Comparison]:
         """Time the first epochs of both phases on our ops and on plain PyG and torch."""
@@ -285,95 +253,9 @@ class Spexphormer:
         seconds = statistics.median(row["seconds"] for row in task.history[1:])
         return seconds, peak, task.history[0]["loss"]
 
-    def _fit(self, name: str, task: NodeTask, resume: bool) -> float:
-        """Train; gives the seconds spent in earlier processes."""
-        if self._first:
-            (self.folder / "checkpoints").mkdir(exist_ok=True)
-        began = time.perf_counter()
-        try:
-            fit(
-                task,
-                title=name,
-                device=self.device,
-                console=self.console,
-                checkpoint=self.folder / f"checkpoints/{name}.ckpt",
-                resume=resume,
-            )
-        except (InterruptedRunError, LostProcessError, UserError):
-            self._keep(name, task)
-            raise
-        self._keep(name, task)
-        spent = sum(row["seconds"] for row in task.history)
-        return max(0.0, spent - (time.perf_counter() - began))
-
-    def _keep(self, name: str, task: NodeTask) -> None:
-        """Write the rows so far and the best weights."""
-        self.rows[name] = task.history
-        if not self._first:
-            return
-        rows = [
-            {"phase": phase, **{**row, "epoch": int(row["epoch"]) + 1}}
-            for phase, rows in self.rows.items()
-            for row in rows
-        ]
-        self.folder.write_rows("metrics.csv", rows)
-        if task.best is not None:
-            self.best[name] = task.best.epoch
-            weights = {key: value.cpu().contiguous() for key, value in task.best.weights.items()}
-            about = {"epoch": task.best.epoch + 1, "val": task.best.val, "test": task.best.test}
-            with self.folder.replacing(f"checkpoints/{name}.safetensors") as part:
-                save_file(weights, part, {key: str(value) for key, value in about.items()})
-
-    def _finish(
-        self,
-        name: str,
-        task: NodeTask,
-        best: Best,
-        seconds: float,
-        kept: float,
-        details: dict[str, Any],
-    ) -> Phase:
-        metric = self.settings.metric
-        phase = Phase(
-            name=name,
-            parameters=sum(parameter.numel() for parameter in task.network.parameters()),
-            epochs=len(task.history),
-            seconds=seconds,
-            seconds_per_epoch=statistics.median(row["seconds"] for row in task.history),
-            peak_bytes=max(_processes.gather_objects(memory.peak_bytes(self.device))),
-            val={metric: best.val},
-            test={metric: best.test},
-            best_epoch=best.epoch + 1,
-            edges_kept=kept,
-            details=details,
-        )
-        record = {"phase": asdict(phase), "rows": task.history}
-        if self._first:
-            self.folder.write_text(f"checkpoints/{name}.json", json.dumps(record) + "\n")
-        return phase
-
-    def _finished(self, name: str, folder: RunFolder) -> Phase | None:
-        """The record of a phase that an earlier process finished."""
-        path = folder / f"checkpoints/{name}.json"
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        phase = Phase(**record["phase"])
-        self.rows[name] = record["rows"]
-        self.best[name] = phase.best_epoch - 1
-        return phase
-
-    def _clean(self) -> None:
-        """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        for pattern in ("checkpoints/phase*", "scores/*.npy", "plots/*.png"):
-            for path in self.folder.path.glob(pattern):
-                path.unlink()
-        for name in ("summary.json", "metrics.csv"):
-            (self.folder / name).unlink(missing_ok=True)
-
     def _plot(self, graph: Graph, scores: Tensor, phases: Sequence[Phase]) -> None:
         with self.folder.replacing("plots/curves.png") as part:
-            plots.curves(part, self.rows, self.best, self.settings.metric)
+            plots.curves(part, self.rows, self.best, self.metric)
         with self.folder.replacing("plots/scores.png") as part:
             plots.score_distribution(part, scores.numpy(), graph.csr.edge_type.numpy(), EDGE_TYPES)
         if "distinct_edges_by_layer_and_type" not in phases[-1].details:

@@ -1,0 +1,121 @@
+"""gtkern experiment."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gtkern.cli.inputs import (
+    check_backend_name,
+    check_known,
+    integers,
+    lasting,
+    load_data,
+    read_settings,
+)
+from gtkern.cli.options import (
+    BackendOption,
+    ConfigOption,
+    DataRootOption,
+    DatasetOption,
+    DevicesOption,
+    EpochsOption,
+    SetOption,
+)
+
+__all__ = ["experiment"]
+
+experiment = typer.Typer(no_args_is_help=True, help="Do a paper's experiments again.")
+
+
+@experiment.command(no_args_is_help=True)
+def spexphormer(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="main, ablations, edges, batches or consistency."),
+    ],
+    dataset: DatasetOption = None,
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of all experiments; default: runs/spexphormer-DATASET-paper."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run for each.")] = "0,1,2",
+    epochs: EpochsOption = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Batch sizes of batches (default: all training nodes, half of them, ...), widths "
+            "of consistency (default: 4,8,16,32,64).",
+        ),
+    ] = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Do an experiment of Spexphormer's paper: runs, a table and a plot.
+
+    main: every seed, and the paper's figure. ablations: without one part at a time. edges: how many
+    are kept. batches: time and memory by batch size. consistency: scores of narrow networks beside
+    those of a wide one.
+
+    A run that is finished in the folder is not done again; one that was stopped goes on.
+    """
+    from gtkern.methods.spexphormer.settings import Settings
+    from gtkern.training.errors import UserError
+
+    check_backend_name(backend)
+    check_known("experiment", name, ("main", "ablations", "edges", "batches", "consistency"))
+    seed_list = integers("--seeds", seeds)
+    size_list = [] if sizes is None else integers("--sizes", sizes)
+    if any(assignment.partition("=")[0].strip() == "seed" for assignment in set_ or []):
+        raise UserError("the seeds of an experiment are set by --seeds, got --set seed")
+    for seed in seed_list:
+        # a seed out of range shows before any run; the others are alike
+        settings = read_settings(
+            "spexphormer",
+            Settings,
+            ("phase1.epochs", "phase2.epochs"),
+            dataset=dataset,
+            config=config,
+            assignments=set_ or [],
+            seed=seed,
+            epochs=epochs,
+        )
+    folder_path = out or pathlib.Path("runs") / f"spexphormer-{settings.dataset}-paper"
+
+    with lasting():
+        from gtkern.methods.spexphormer.experiments import Experiments
+        from gtkern.methods.spexphormer.kept_runs import Runs
+        from gtkern.training import memory
+        from gtkern.training.fit import join_processes
+        from gtkern.training.run import RunFolder
+
+    memory.keep_freed_memory()
+    device = join_processes(devices)
+    data, data_name = load_data(settings, data_root, folder_path)
+    folder = RunFolder(folder_path)
+    try:
+        runs = Runs(
+            settings,
+            data,
+            folder,
+            dataset=data_name,
+            device=device,
+            backend=backend,
+            command=shlex.join(["gtkern", *sys.argv[1:]]),
+            console=Console(stderr=True),
+        )
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    result = Experiments(runs, seed_list).run(name, size_list)
+    console = Console()
+    console.print(result.table())
+    console.print(f"{folder.path / name}.csv and .png; the runs are beside them", highlight=False)

@@ -1,0 +1,50 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BackendOption",
+    "ConfigOption",
+    "DataRootOption",
+    "DatasetOption",
+    "DevicesOption",
+    "EpochsOption",
+    "ResumeOption",
+    "SeedOption",
+    "SetOption",
+]
+
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A data set of the paper, or power-law; that and, without --data-root, "
+        "minesweeper are generated."
+    ),
+]
+DataRootOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Folder of published files, as PyG's and OGB's loaders lay them out."),
+]
+ConfigOption = Annotated[
+    pathlib.Path | None, typer.Option(help="YAML of settings instead of the paper's.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in phase1.lr=0.02."),
+]
+EpochsOption = Annotated[
+    str | None, typer.Option(metavar="N|N1,N2", help="Epochs of both phases, or of each.")
+]
+BackendOption = Annotated[
+    str, typer.Option(help="auto, reference, cpu, triton or cuda; a named one never falls back")
+]
+DevicesOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SeedOption = Annotated[int | None, typer.Option(help="Of everything random; default 0.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the run folder.")
+]

@@ -1,0 +1,69 @@
+"""The settings of Exphormer; light to import, for mistakes in them should show at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gtkern.methods.spexphormer.settings import Expander, PowerLaw
+from gtkern.training.metrics import METRICS
+from gtkern.training.optimization import Optimization
+from gtkern.training.settings import setting
+
+__all__ = ["Settings", "Training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Optimization):
+    """The network and its training.
+
+    Attributes:
+        layers, width, heads, norm, dropout, pre_layers, post_layers, virtual_nodes: see Exphormer.
+        local: "none", or "gcn" for a graph convolution (PyG's GCNConv) beside attention in every
+            block.
+        graph_edges: whether attention sees the graph's own edges; False leaves them to the local
+            layers, and attention to expander, self loops and virtual nodes.
+    """
+
+    layers: int = setting(4, low=1)
+    width: int = setting(64, low=1)
+    heads: int = setting(2, low=1)
+    norm: str = setting("batch", choices=("graph", "batch"))
+    dropout: float = setting(0.2, low=0, below=1)
+    pre_layers: int = setting(1, low=0)
+    post_layers: int = setting(1, low=1)
+    virtual_nodes: int = setting(0, low=0, high=1024)
+    local: str = setting("none", choices=("none", "gcn"))
+    graph_edges: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width // self.heads > 256:
+            raise ValueError(
+                f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"
+            )
+
+
+_POWER_LAW = PowerLaw()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run, but for the data and the machine.
+
+    Attributes:
+        dataset, metric, seed, data_seed, power_law, expander: see Spexphormer's.
+        training: the network and its training.
+    """
+
+    dataset: str = setting()
+    metric: str = setting("accuracy", choices=METRICS)
+    seed: int = setting(0, low=0, high=2**31 - 1)
+    data_seed: int = setting(0, low=0, high=2**31 - 1)
+    power_law: PowerLaw = _POWER_LAW
+    expander: Expander
+    training: Training
+
+    def __post_init__(self) -> None:
+        if self.dataset != "power-law" and self.power_law != _POWER_LAW:
+            raise ValueError(
+                f"power_law is for the data set power-law alone, got it with {self.dataset}"
+            )
