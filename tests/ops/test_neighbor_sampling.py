@@ -113,8 +113,7 @@ SAMPLES = (
     sample("rows_around_2k", lambda: rows(9, 10, 11, 15, 16, 17, 21, 22, 40), k=8, shape="steep"),
     sample("most_drawn", lambda: rows(127, 128, 150, 300), k=64),
     sample("more_than_drawn", lambda: rows(130, 200), k=65),
-    sample("table_searches",
-           lambda: rows(*[16, 17, 33, 255, 256, 257, 1_024, 1_025, 2_000] * 3), k=7),
+    sample("searches", lambda: rows(*[16, 17, 33, 255, 256, 257, 1_024, 1_025, 2_000] * 3), k=7),
     sample("hub", law("hub", 40, 9_000, 2), "broad", k=10),
     sample("hub_with_many_places", law("hub", 40, 30_000), "broad", k=3_000),
     sample("hub_top", law("hub", 40, 9_000), "broad", k=10, shape="ties", method="top"),
@@ -188,8 +187,7 @@ BAD = (
              r"^fill must be one of 'replacement', 'pad', got 'zero'"),
     BadInput("table_of_other_sizes",
              change(weight=lambda a: ops.sampling_table(rows(2, 3), torch.rand(5))), ValueError,
-             r"^weight must be a table of the graph \(12 nodes, 60 edges\), "
-             r"got one of 2 nodes, 5 edges"),
+             r"^weight must be a table of the graph \(12 nodes, 60 edges\), got one of 2 nodes, 5"),
     BadInput("table_of_another_graph",
              change(weight=lambda a: ops.sampling_table(rows(*[5] * 12), torch.rand(60))),
              ValueError, r"^weight must be a table of the graph, got one of another graph"),
@@ -484,11 +482,11 @@ def test_edges_are_numbered_as_the_caller_did(backend: str, device: torch.device
 def test_a_table_gives_the_bits_of_its_weights(
     backend: str, device: torch.device, method: str
 ) -> None:
-    graph = law("power_law", 30, 900, 2)().to(device)
-    weight = torch.rand(2, 900, device=device)
+    graph = law("power_law", 20, 300, 2)().to(device)
+    weight = torch.rand(2, 300, device=device)
     weight[1] **= 12
     table = ops.sampling_table(graph, weight)
-    for k in (2, 6, 50):
+    for k in (3, 20):
         options = {"k": [k, k], "seed": 5, "method": method, "backend": backend}
         expected = ops.sample_neighbors(graph, weight, **options)
         found = ops.sample_neighbors(graph, table, **options)
