@@ -44,7 +44,7 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
         return
     color = {name: COLORS[at % len(COLORS)] for at, name in enumerate(names)}
 
-    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.2 * len(peers) + 0.25 * len(groups)))
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.2 * len(peers) + 0.4 * len(groups)))
     place, ticks = 0.0, []
     for group in groups:
         own = next(
@@ -67,7 +67,8 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
         if own["goal"]:
             goal = float(own["goal"])
             axes.plot([goal, goal], [place - len(bars) - 0.5, place - 0.5], "k--", linewidth=1)
-        place += 1.2
+        # a label has three lines, as tall as three bars
+        place += 1.2 + max(0, 3 - len(bars)) * 0.8
     axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=1)
