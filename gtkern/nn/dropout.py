@@ -28,7 +28,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
         return x
     if x.device.type != "cpu":
         return functional.dropout(x, probability)
-    dropped = round(probability * _LEVELS)
+    # a probability just below 1 must not round to 1
+    dropped = min(round(probability * _LEVELS), _LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
     kept = lanes >= dropped - _LEVELS // 2

@@ -48,3 +48,8 @@ def test_evaluation_and_probability_0_change_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_dtype_stays(dtype: torch.dtype) -> None:
     assert dropout(torch.ones(9, dtype=dtype), 0.3, True).dtype == dtype
+
+
+def test_probability_just_below_one_is_finite() -> None:
+    torch.manual_seed(0)
+    assert dropout(torch.ones(1 << 10), 1 - 1e-9, True).isfinite().all()
