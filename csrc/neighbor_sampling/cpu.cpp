@@ -124,12 +124,28 @@ class Sampler {
 
   template <bool IDS, bool TYPES>
   void read(std::int64_t begin, std::int64_t end) const {
+    // edges are far apart, so they are fetched ahead
+    constexpr std::int64_t kAhead = 32;
+    const std::int32_t* col = edges_.col;
+    const std::int64_t* edge_id = edges_.edge_id;
+    const std::uint8_t* types = edges_.type;
+    std::int32_t* index = layer_->index;
+    std::int64_t* edge = layer_->edge;
+    std::uint8_t* type = layer_->type;
+    const auto fetch = [&](std::int64_t i) {
+      const std::int64_t position = edge[i];
+      __builtin_prefetch(col + position);
+      if constexpr (IDS) __builtin_prefetch(edge_id + position);
+      if constexpr (TYPES) __builtin_prefetch(types + position);
+    };
+    for (std::int64_t i = begin; i < std::min(begin + kAhead, end); ++i) fetch(i);
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t position = layer_->edge[i];
+      fetch(std::min(i + kAhead, end - 1));
+      const std::int64_t position = edge[i];
       const bool real = position >= 0;
-      layer_->index[i] = real ? edges_.col[position] : -1;
-      if (IDS && real) layer_->edge[i] = edges_.edge_id[position];
-      if constexpr (TYPES) layer_->type[i] = real ? edges_.type[position] : 0;
+      index[i] = real ? col[position] : -1;
+      if (IDS && real) edge[i] = edge_id[position];
+      if constexpr (TYPES) type[i] = real ? types[position] : 0;
     }
   }
 
