@@ -1,17 +1,27 @@
 """Data sets: generated ones, and readers of published files in the layout PyG and OGB use."""
 
+from gtkern.data.graphs import GRAPH_SETS, GraphDataset, load_graphs
 from gtkern.data.minesweeper import minesweeper
+from gtkern.data.motifs import motifs
 from gtkern.data.node import NodeData, check_node_data, random_split
+from gtkern.data.packed import PackedGraphs
 from gtkern.data.power_law import power_law
 from gtkern.data.published import PUBLISHED, DataNotFoundError, load_published
+from gtkern.data.splits import Split
 
 __all__ = [
+    "GRAPH_SETS",
     "PUBLISHED",
     "DataNotFoundError",
+    "GraphDataset",
     "NodeData",
+    "PackedGraphs",
+    "Split",
     "check_node_data",
+    "load_graphs",
     "load_published",
     "minesweeper",
+    "motifs",
     "power_law",
     "random_split",
 ]
