@@ -9,9 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LAWS", "GraphSpec", "edge_index"]
+__all__ = ["LAWS", "SIZES", "BatchSpec", "GraphSpec", "edge_index"]
 
 LAWS = ("regular", "lognormal", "powerlaw", "hub")
+
+SIZES = {
+    "nci1": (3, 11, 17, 21, 27, 35, 46, 80, 111),
+    "molhiv": (2, 9, 15, 18, 23, 29, 38, 70, 222),
+    "patterns": (44, 60, 85, 100, 118, 135, 150, 175, 190),
+}
+"""By data set, the quantiles (at _SHARES) of its graphs' numbers of nodes: NCI1 (4,110 graphs),
+ogbg-molhiv (41,127), and a batch of graphs as large as those of PATTERN."""
+
+_SHARES = (0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1)
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +60,50 @@ class GraphSpec:
         num_dst = num_src if self.num_dst == self.num_src else max(16, int(self.num_dst * factor))
         degree = min(self.num_edges / self.num_dst, num_src / 4)
         return replace(self, num_src=num_src, num_dst=num_dst, num_edges=int(num_dst * degree))
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """A batch of many graphs with the sizes of a data set's, for ops that look at nodes alone.
+
+    Attributes:
+        law: a name of SIZES, whose sizes are drawn from; or one size, as text, for all graphs.
+        num_graphs: G.
+        seed: of the draw.
+    """
+
+    law: str
+    num_graphs: int = 128
+    seed: int = 0
+
+    def sizes(self) -> _Array:
+        """int64 [G]: the number of nodes of each graph."""
+        if self.law.isdigit():
+            return np.full(self.num_graphs, int(self.law), dtype=np.int64)
+        share = np.random.default_rng(self.seed).random(self.num_graphs)
+        drawn: _Array = np.interp(share, _SHARES, SIZES[self.law]).round().astype(np.int64)
+        return drawn
+
+    @property
+    def num_src(self) -> int:
+        """N."""
+        return int(self.sizes().sum())
+
+    @property
+    def num_dst(self) -> int:
+        """N."""
+        return self.num_src
+
+    @property
+    def num_edges(self) -> int:
+        """Pairs of nodes of one graph."""
+        return int((self.sizes() ** 2).sum())
+
+    def scaled(self, factor: float) -> BatchSpec:
+        """A batch of `factor` times as many graphs; one graph of `factor` times as many nodes."""
+        if self.num_graphs == 1 and self.law.isdigit():
+            return replace(self, law=str(max(2, int(int(self.law) * factor))))
+        return replace(self, num_graphs=max(2, int(self.num_graphs * factor)))
 
 
 def edge_index(spec: GraphSpec) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.graphs import GraphSpec
+from bench.graphs import BatchSpec, GraphSpec
 
 __all__ = [
     "Case",
@@ -53,7 +53,8 @@ class Case:
 
     Attributes:
         name: unique in its room.
-        graph: of the edges, or for a room without edges only the numbers of nodes.
+        graph: of the edges, or for a room without edges only the numbers of nodes; or a batch of
+            graphs, whose pairs of nodes stand for edges.
         sizes: by the letters of the op's documentation, such as H, D and K.
         dtype: name of a torch dtype.
         passes: "fwd" and "fwd+bwd", those that are measured.
@@ -63,7 +64,7 @@ class Case:
     """
 
     name: str
-    graph: GraphSpec
+    graph: GraphSpec | BatchSpec
     sizes: Mapping[str, int]
     dtype: str = "float32"
     passes: tuple[str, ...] = ("fwd", "fwd+bwd")

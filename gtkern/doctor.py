@@ -18,6 +18,7 @@ from torch import Tensor
 import gtkern
 from gtkern import _backends, _native, ops
 from gtkern.graph import Graph
+from gtkern.ragged import PairIndex, Ragged
 
 __all__ = ["Check", "self_test", "show"]
 
@@ -122,6 +123,22 @@ def self_test(device: torch.device) -> list[Check]:
             v,
         )
 
+    spans = Ragged.from_ptr(torch.tensor([0, 17, 17, 40, nodes])).to(device)
+    entry = torch.randint(3, (spans.num_pairs,), generator=generator, dtype=torch.uint8)
+    pairs = PairIndex.from_tensor(entry.to(device), spans, 3)
+
+    def ragged(backend: str) -> list[Tensor]:
+        return _with_gradients(
+            lambda q, k, v, table: ops.ragged_attention(
+                q, k, v, spans, bias=[(pairs, table)], prefix_k=scale, prefix_v=scale,
+                backend=backend,
+            ),
+            q,
+            k,
+            v,
+            bias,
+        )  # fmt: skip
+
     def sampling(backend: str) -> list[Tensor]:
         drawn = ops.sample_neighbors(graph, weight.to(device), 5, seed=0, backend=backend)
         return [drawn[0].index.double()]
@@ -129,6 +146,7 @@ def self_test(device: torch.device) -> list[Check]:
     rooms: dict[str, Callable[[str], list[Tensor]]] = {
         "sparse_attention": sparse,
         "sampled_attention": fixed,
+        "ragged_attention": ragged,
         "neighbor_sampling": sampling,
     }
     checks = []

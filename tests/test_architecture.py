@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gtkern"
 
 LAYERS = (
     {"_native", "_check", "_graph", "_processes", "random"},
-    {"_backends", "graph"},
+    {"_backends", "graph", "ragged"},
     {"ops", "peers", "testing", "transforms"},
     {"nn", "data"},
     {"models"},

@@ -293,6 +293,6 @@ def test_the_doctor_tests_every_room(
     monkeypatch.setenv("COLUMNS", "200")
     assert call(monkeypatch, "doctor") == 0
     shown = capsys.readouterr().out
-    for room in ("sparse_attention", "sampled_attention", "neighbor_sampling"):
+    for room in ("sparse_attention", "sampled_attention", "ragged_attention", "neighbor_sampling"):
         assert room in shown
     assert "WRONG" not in shown

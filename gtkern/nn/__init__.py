@@ -9,6 +9,7 @@ from gtkern.nn.attention import (
 from gtkern.nn.block import TransformerBlock, make_norm
 from gtkern.nn.dropout import dropout
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
+from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 
 __all__ = [
     "BatchNorm",
@@ -16,6 +17,7 @@ __all__ = [
     "ExphormerAttention",
     "GraphNorm",
     "NarrowAttention",
+    "RaggedMultiheadAttention",
     "SampledAttention",
     "TransformerBlock",
     "dropout",

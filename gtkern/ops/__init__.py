@@ -8,6 +8,7 @@ from gtkern.ops.neighbor_sampling import (
     sample_neighbors,
     sampling_table,
 )
+from gtkern.ops.ragged_attention import ragged_attention
 from gtkern.ops.sampled_attention import sampled_attention
 from gtkern.ops.sparse_attention import sparse_attention
 
@@ -16,6 +17,7 @@ __all__ = [
     "Neighbors",
     "SamplingTable",
     "layer_batches",
+    "ragged_attention",
     "sample_neighbors",
     "sampled_attention",
     "sampling_table",

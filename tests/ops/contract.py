@@ -99,6 +99,8 @@ class Room:
         backends: those the op has.
         bad: the wrong calls and their errors.
         saved_bytes: what backward may keep beyond inputs and results, for a call.
+        orders: draws new numbers for sources and destinations that the structure can take, by axis;
+            default: any.
     """
 
     op: Callable[..., Any]
@@ -109,6 +111,7 @@ class Room:
     relabel: Callable[[Mapping[str, Any], Tensor, Tensor], dict[str, Any]]
     join: Callable[[list[Mapping[str, Any]]], dict[str, Any]]
     saved_bytes: Callable[[Call], int]
+    orders: Callable[[Call, torch.Generator], dict[str, Tensor]] | None = None
     backends: tuple[str, ...] = _backends.BACKENDS
     bad: tuple[BadInput, ...] = ()
     oracles: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
@@ -470,9 +473,7 @@ class RoomContract(OpContract):
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
         call = sample.build()
-        counts = _counts(self.room, call)
-        generator = torch.Generator().manual_seed(1)
-        to = {axis: torch.randperm(counts[axis], generator=generator) for axis in ("src", "dst")}
+        to = _orders(self.room, call, seed=1)
 
         def renamed(value: Tensor, axis: str) -> Tensor:
             if axis not in to:
@@ -509,8 +510,7 @@ class RoomContract(OpContract):
             else torch.randn(value.shape, generator=generator, dtype=value.dtype)
             for name, value in call.tensors.items()
         }
-        counts = _counts(self.room, call)
-        order = {axis: torch.randperm(counts[axis], generator=generator) for axis in ("src", "dst")}
+        order = _orders(self.room, call, seed=3)
         other = self.room.relabel(call.others, order["src"], order["dst"])
         first, second = (call.tensors, mate)
         joined = Call(
@@ -614,6 +614,15 @@ def _label(value: Any) -> str:
 def _counts(room: Room, call: Call) -> dict[str, int]:
     """The number of sources and destinations."""
     return {call.axes[name]: value.size(0) for name, value in call.tensors.items()}
+
+
+def _orders(room: Room, call: Call, *, seed: int) -> dict[str, Tensor]:
+    """New numbers for the sources and the destinations."""
+    generator = torch.Generator().manual_seed(seed)
+    if room.orders is not None:
+        return room.orders(call, generator)
+    counts = _counts(room, call)
+    return {axis: torch.randperm(counts[axis], generator=generator) for axis in ("src", "dst")}
 
 
 def _as_function(

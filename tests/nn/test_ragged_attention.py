@@ -1,0 +1,87 @@
+"""RaggedMultiheadAttention against torch.nn.MultiheadAttention, graph by graph."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from gtkern import PairIndex, Ragged
+from gtkern.nn import RaggedMultiheadAttention
+
+WIDTH, HEADS = 12, 3
+PTR = (0, 4, 4, 5, 11)
+
+
+def twins(bias: bool) -> tuple[RaggedMultiheadAttention, torch.nn.MultiheadAttention]:
+    """Both modules with one state, every parameter of it random."""
+    theirs = torch.nn.MultiheadAttention(WIDTH, HEADS, bias=bias, batch_first=True)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    mine = RaggedMultiheadAttention(WIDTH, HEADS, bias=bias)
+    mine.load_state_dict(theirs.state_dict())
+    return mine, theirs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_graph_gets_what_torchs_module_gives_it_alone(bias: bool) -> None:
+    mine, theirs = twins(bias)
+    x = torch.randn(PTR[-1], WIDTH)
+    expected = [
+        theirs(x[first:end], x[first:end], x[first:end], need_weights=False)[0]
+        for first, end in itertools.pairwise(PTR)
+        if end > first
+    ]
+    found = mine(x, Ragged.from_ptr(torch.tensor(PTR)))
+    torch.testing.assert_close(found, torch.cat(expected))
+    theirs.load_state_dict(mine.state_dict())
+
+
+def test_bias_and_prefix_reach_the_scores() -> None:
+    mine, theirs = twins(True)
+    nodes, slots, width = 5, 2, WIDTH // HEADS
+    x = torch.randn(nodes, WIDTH)
+    table = torch.randn(4, HEADS)
+    prefix_k, prefix_v = torch.randn(2, slots, HEADS, width)
+    ragged = Ragged.from_ptr(torch.tensor([0, nodes]))
+    index = torch.randint(4, (nodes, nodes), dtype=torch.uint8)
+    found = mine(
+        x, ragged, [(PairIndex.from_tensor(index.flatten(), ragged, 4), table)], prefix_k, prefix_v
+    )
+    projected = torch.nn.functional.linear(x, theirs.in_proj_weight, theirs.in_proj_bias)
+    q, k, v = projected.view(nodes, 3, HEADS, width).unbind(1)
+    bias = torch.cat((table[index.long()], torch.zeros(nodes, slots, HEADS)), dim=1)
+    heads = []
+    for h in range(HEADS):
+        score = q[:, h] @ torch.cat((k, prefix_k))[:, h].T * width**-0.5 + bias[:, :, h]
+        heads.append(score.softmax(1) @ torch.cat((v, prefix_v))[:, h])
+    torch.testing.assert_close(found, theirs.out_proj(torch.cat(heads, dim=1)))
+
+
+def test_dropout_is_for_training() -> None:
+    layer = RaggedMultiheadAttention(WIDTH, HEADS, dropout=0.5)
+    x, ragged = torch.randn(PTR[-1], WIDTH), Ragged.from_ptr(torch.tensor(PTR))
+
+    def twice() -> tuple[Tensor, Tensor]:
+        return layer(x, ragged), layer(x, ragged)
+
+    assert not torch.equal(*twice())
+    layer.eval()
+    assert torch.equal(*twice())
+
+
+def test_autocast_narrows_the_prefix_too() -> None:
+    layer = RaggedMultiheadAttention(WIDTH, HEADS)
+    prefix = torch.randn(2, HEADS, WIDTH // HEADS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(
+            torch.randn(4, WIDTH), Ragged.from_ptr(torch.tensor([0, 4])), (), prefix, prefix
+        )
+    assert found.dtype == torch.bfloat16
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match=r"^num_heads must divide embed_dim 12, got 5"):
+        RaggedMultiheadAttention(WIDTH, 5)
