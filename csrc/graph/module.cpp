@@ -8,6 +8,7 @@
 
 #include "graph/expander.h"
 #include "graph/laplacian.h"
+#include "graph/structure.h"
 
 namespace py = pybind11;
 
@@ -89,4 +90,5 @@ PYBIND11_MODULE(_graph, m) {
         "least_gap, else of the best; max_tries = 0 takes the first draw untested (gap -1).");
   m.def("spectral_gap", &gap_of, py::arg("edge_index"), py::arg("num_nodes"), py::arg("residual"),
         "The second smallest eigenvalue of the Laplacian; edge_index holds both directions.");
+  define_structure(m);
 }

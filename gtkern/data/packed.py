@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from gtkern import _check
 from gtkern.data import _files
+from gtkern.data._segments import Segments
+from gtkern.data.order import BatchOrder
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["BatchOrder", "PackedGraphs"]
+__all__ = ["PackedGraphs"]
 
 _KIND = "gtkern.PackedGraphs/1"
 _OWN = ("x", "edge_index", "edge_attr", "y")
@@ -200,26 +202,24 @@ class PackedGraphs:
         from torch_geometric.data import Data
 
         chosen = self._numbers(indices)
-        nodes = _Rows(self.node_ptr, chosen)
-        edges = _Rows(self.edge_ptr, chosen)
+        nodes = Segments(self.node_ptr, chosen)
+        edges = Segments(self.edge_ptr, chosen)
         ptr = torch.nn.functional.pad(nodes.counts.cumsum(0), (1, 0))
-        shift = torch.repeat_interleave(
-            ptr[:-1] - nodes.begins, edges.counts, output_size=edges.total
-        )
+        shift = edges.spread(ptr[:-1] - nodes.begins)
         batch = Data(
             x=nodes.take(self.x),
             edge_index=torch.stack([edges.take(ends) for ends in self.edge_index]).add_(shift),
             edge_attr=None if self.edge_attr is None else edges.take(self.edge_attr),
             y=self.y.index_select(0, chosen),
             ptr=ptr,
-            batch=torch.repeat_interleave(nodes.counts, output_size=nodes.total),
+            batch=nodes.spread(torch.arange(chosen.numel())),
             num_graphs=chosen.numel(),
         )
         known = {id(self.node_ptr): nodes, id(self.edge_ptr): edges}
         for name, (values, own) in self._arrays.items():
             rows = known.get(id(own))
             if rows is None:
-                rows = known[id(own)] = _Rows(own, chosen)
+                rows = known[id(own)] = Segments(own, chosen)
             batch[name] = rows.take(values)
         return batch
 
@@ -364,52 +364,6 @@ class PackedGraphs:
             )
 
 
-class BatchOrder(Sampler[Tensor]):
-    """Which graphs make up each batch of an epoch: a function of seed and epoch only.
-
-    A plain loop goes on to the next epoch each time it starts; `set_epoch` (which Lightning calls)
-    says which comes next.
-
-    Args:
-        chosen: int64 [n], numbers of graphs.
-        batch_size: at least 1.
-        shuffle, seed, drop_last: as in `PackedGraphs.loader`.
-    """
-
-    def __init__(
-        self, chosen: Tensor, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool
-    ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-            raise TypeError(f"batch_size must be an integer, got {type(batch_size).__name__}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.chosen, self.batch_size = chosen, batch_size
-        self.shuffle, self.drop_last = shuffle, drop_last
-        self.seed = int(_check.seed("seed", seed)) % 2**63
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next loop is."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        graphs = self.chosen.numel()
-        return graphs // self.batch_size if self.drop_last else -(-graphs // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        order = self.chosen
-        if self.shuffle:
-            # two draws from one stream, so that neighbouring seeds and epochs share nothing
-            generator = torch.Generator().manual_seed(self.seed)
-            epochs = torch.randint(2**63 - 1, (epoch + 1,), generator=generator)
-            generator.manual_seed(int(epochs[epoch]))
-            order = order[torch.randperm(order.numel(), generator=generator)]
-        for batch in range(len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
 class _Batches(Dataset[Any]):
     """What the loader reads: an item is a batch."""
 
@@ -425,25 +379,6 @@ class _Batches(Dataset[Any]):
 
 def _same(batch: Any) -> Any:
     return batch
-
-
-class _Rows:
-    """The rows of some graphs in arrays of one pointer."""
-
-    def __init__(self, ptr: Tensor, chosen: Tensor) -> None:
-        self.begins = ptr.index_select(0, chosen)
-        self.counts = ptr[1:].index_select(0, chosen) - self.begins
-        self.total = int(self.counts.sum())
-        self._positions: Tensor | None = None
-
-    def take(self, values: Tensor) -> Tensor:
-        """The rows of `values`, one graph after the other."""
-        if self._positions is None:
-            shift = self.begins - (self.counts.cumsum(0) - self.counts)
-            self._positions = torch.arange(self.total) + torch.repeat_interleave(
-                shift, self.counts, output_size=self.total
-            )
-        return values.index_select(0, self._positions)
 
 
 def _graph_of(ptr: Tensor, row: int) -> int:

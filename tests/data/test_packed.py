@@ -13,7 +13,17 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
-from gtkern.data import PackedGraphs
+from gtkern.data import PackedGraphs, _segments
+
+
+@pytest.fixture(params=["native", "torch"])
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on each of the two ways to cut rows."""
+    if request.param == "torch":
+        monkeypatch.setattr(_segments, "_native", None)
+    elif _segments._native is None:
+        pytest.skip("gtkern._graph was not built")
+    return str(request.param)
 
 
 def some_graphs(integer: bool = False) -> list[Data]:
@@ -50,7 +60,9 @@ CHOICES = ([3, 0, 2], [1], [4], [0, 1, 2, 3, 4], [2, 2, 4, 2], [])
 
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("chosen", CHOICES[:-1], ids=str)
-def test_a_batch_is_what_pyg_makes_of_the_graphs(integer: bool, chosen: list[int]) -> None:
+def test_a_batch_is_what_pyg_makes_of_the_graphs(
+    integer: bool, chosen: list[int], twin: str
+) -> None:
     graphs, lists = packed(integer), some_graphs(integer)
     batch = graphs.batch(chosen)
     expected = Batch.from_data_list([lists[number] for number in chosen])
@@ -62,7 +74,7 @@ def test_a_batch_is_what_pyg_makes_of_the_graphs(integer: bool, chosen: list[int
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=str)
-def test_added_arrays_are_cut_by_their_own_pointers(chosen: list[int]) -> None:
+def test_added_arrays_are_cut_by_their_own_pointers(chosen: list[int], twin: str) -> None:
     graphs = packed()
     batch = graphs.batch(torch.tensor(chosen, dtype=torch.int64))
     for name, ptr in (
