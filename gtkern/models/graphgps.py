@@ -1,0 +1,217 @@
+"""GraphGPS: message passing and attention side by side in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gtkern import ops
+from gtkern.models import batches
+from gtkern.nn import RaggedMultiheadAttention, dropout, make_norm
+from gtkern.nn.features import FeatureEncoder
+from gtkern.nn.local import LOCAL, GatedGCN, IsomorphismNetwork
+from gtkern.nn.packing import pool
+from gtkern.ragged import Ragged
+from gtkern.transforms import random_walk_encoding
+
+__all__ = ["GPSLayer", "GraphGPS", "GraphGPSSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphGPSSettings:
+    """The sizes of a GraphGPS network; the defaults are those of GTSP's base network.
+
+    Attributes:
+        width: C.
+        heads: H; divides width.
+        layers: L.
+        local: message passing of every layer: "gin" (ignores features of edges), "gine" or
+            "gated_gcn".
+        walk_steps: S, the columns of the random-walk encoding; 0: none.
+        dropout: of what residuals add, and inside the feed-forward part.
+        attention_dropout: of the attention weights.
+        norm: "batch" or "none".
+        pooling: "add" or "mean" over the nodes of a graph.
+    """
+
+    width: int = 64
+    heads: int = 4
+    layers: int = 4
+    local: str = "gin"
+    walk_steps: int = 20
+    dropout: float = 0.0
+    attention_dropout: float = 0.5
+    norm: str = "batch"
+    pooling: str = "add"
+
+    def __post_init__(self) -> None:
+        batches.head_width(self.width, self.heads)
+        batches.at_least("layers", self.layers, 1)
+        batches.at_least("walk_steps", self.walk_steps, 0)
+        batches.one_of("local", self.local, LOCAL)
+        batches.one_of("norm", self.norm, ("batch", "none"))
+        batches.one_of("pooling", self.pooling, ("add", "mean"))
+        batches.share("dropout", self.dropout)
+        batches.share("attention_dropout", self.attention_dropout)
+
+
+class GPSLayer(nn.Module):
+    """Message passing along the edges, attention inside each graph, and a feed-forward part.
+
+    Formula, where `local` has its own residual::
+
+        y   = norm(local(x)) + norm(x + drop(attend(x)))
+        out = norm(y + drop(W2 drop(relu(W1 y))))
+
+    Args:
+        settings: see GraphGPSSettings.
+        attend: ragged_attention, or a function of the same arguments.
+
+    Reference: Rampášek et al. 2022 (GraphGPS), eq. 4 to 7.
+    """
+
+    def __init__(
+        self,
+        settings: GraphGPSSettings,
+        attend: Callable[..., Tensor] = ops.ragged_attention,
+    ) -> None:
+        super().__init__()
+        width = settings.width
+        self.dropout = settings.dropout
+        self.local: nn.Module = (
+            GatedGCN(width, settings.dropout)
+            if settings.local == "gated_gcn"
+            else IsomorphismNetwork(width, settings.dropout, edges=settings.local == "gine")
+        )
+        self.attention = RaggedMultiheadAttention(
+            width, settings.heads, dropout=settings.attention_dropout, attend=attend
+        )
+        self.local_norm = make_norm(settings.norm, width)
+        self.attention_norm = make_norm(settings.norm, width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        self.output_norm = make_norm(settings.norm, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge: Tensor | None,
+        ragged: Ragged,
+        prefix_k: Tensor | None = None,
+        prefix_v: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer.
+
+        Args:
+            x: [N, C].
+            edge_index: int64 [2, E], sources and targets.
+            edge: [E, C]; None for message passing without edge features.
+            ragged: the graphs.
+            prefix_k, prefix_v: [P, H, D]; keys and values that every node sees besides its graph.
+
+        Returns:
+            x and edge, new.
+        """
+        near, edge = self.local(x, edge_index, edge)
+        far = self._drop(self.attention(x, ragged, (), prefix_k, prefix_v))
+        y = self.local_norm(near) + self.attention_norm(x + far)
+        hidden = self._drop(self.widen(y).relu_())
+        return self.output_norm(y + self._drop(self.narrow(hidden))), edge
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout, self.training)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"dropout={self.dropout}"
+
+
+class GraphGPS(nn.Module):
+    """GraphGPS for tasks of whole graphs.
+
+    Deviations from the paper, as in GTSP's base network, whose baseline it is: the random-walk
+    encoding is added through a linear layer without a norm of its own, and the head is one linear
+    layer. In evaluation a graph's output does not depend on the others in its batch; in training
+    it does, through BatchNorm.
+
+    Args:
+        node_features, edge_features: of the data; see gtkern.nn.FeatureEncoder. Without features,
+            the edges of "gine" and "gated_gcn" all carry one learned vector.
+        num_tasks: outputs for each graph.
+        settings: see GraphGPSSettings.
+        attend: ragged_attention, or a function of the same arguments.
+
+    Attributes:
+        layers: the GPSLayers, in order.
+
+    Reference: Rampášek et al. 2022 (GraphGPS); Liu et al. 2023 (GTSP), section 5.1.
+    """
+
+    def __init__(
+        self,
+        node_features: int | Sequence[int],
+        num_tasks: int,
+        settings: GraphGPSSettings = GraphGPSSettings(),  # noqa: B008  # frozen
+        *,
+        edge_features: int | Sequence[int] | None = None,
+        attend: Callable[..., Tensor] = ops.ragged_attention,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.node_encoder = FeatureEncoder(node_features, settings.width)
+        self.edge_encoder = (
+            None if settings.local == "gin" else FeatureEncoder(edge_features, settings.width)
+        )
+        steps = settings.walk_steps
+        self.walk_encoder = nn.Linear(steps, settings.width) if steps else None
+        self.layers = nn.ModuleList(GPSLayer(settings, attend) for _ in range(settings.layers))
+        self.head = nn.Linear(settings.width, num_tasks)
+
+    @staticmethod
+    def encodings(settings: GraphGPSSettings) -> tuple[str, ...]:
+        """The names of the arrays that `encode` adds."""
+        return ("random_walk",) if settings.walk_steps else ()
+
+    @staticmethod
+    def encode(packed: Any, settings: GraphGPSSettings) -> None:
+        """Add to a gtkern.data.PackedGraphs what the network needs: `random_walk` [N, S]."""
+        if settings.walk_steps:
+            walk = random_walk_encoding(packed.edge_index, packed.node_ptr, settings.walk_steps)
+            packed.add("random_walk", walk, packed.node_ptr)
+
+    def embed(self, data: Any) -> Tensor:
+        """One vector for each graph.
+
+        Args:
+            data: as PyG batches graphs: x, edge_index, ptr, edge_attr where the model was made for
+                it, and random_walk.
+
+        Returns:
+            [G, C].
+
+        Raises:
+            TypeError, ValueError: something is missing, or of another kind or size.
+        """
+        ragged = batches.graphs_of(data)
+        x = self.node_encoder(data.x, ragged.num_nodes, "data.x")
+        if self.walk_encoder is not None:
+            walk = batches.encoding(
+                data, "random_walk", ragged.num_nodes, "GraphGPS", self.settings.walk_steps
+            )
+            x = x + self.walk_encoder(walk.to(x.dtype))
+        edge = None
+        if self.edge_encoder is not None:
+            edges = data.edge_index.size(1)
+            edge = self.edge_encoder(getattr(data, "edge_attr", None), edges, "data.edge_attr")
+        for layer in self.layers:
+            x, edge = layer(x, data.edge_index, edge, ragged)
+        return pool(x, ragged, self.settings.pooling)
+
+    def forward(self, data: Any) -> Tensor:
+        """The outputs [G, num_tasks] of the graphs; see `embed`."""
+        out: Tensor = self.head(self.embed(data))
+        return out

@@ -1,0 +1,110 @@
+"""The transformer layer over the graphs of a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gtkern import ops
+from gtkern.nn.dropout import dropout
+from gtkern.nn.ragged_attention import RaggedMultiheadAttention
+from gtkern.ragged import PairIndex, Ragged
+
+__all__ = ["TransformerLayer"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+}
+
+
+class TransformerLayer(nn.Module):
+    """Attention inside each graph, then a feed-forward part, each with residual and LayerNorm.
+
+    Formula, with W1, W2 the feed-forward part's layers::
+
+        post:  y = norm1(x + drop(attend(x)));   out = norm2(y + drop(W2 act(W1 y)))
+        pre:   y = x + drop(attend(norm1(x)));   out = y + drop(W2 act(W1 norm2(y)))
+
+    Args:
+        width: C.
+        heads: H; divides width.
+        feedforward: width between W1 and W2.
+        norm: "post" or "pre".
+        dropout: of what a residual adds, in [0, 1).
+        attention_dropout, activation_dropout: of the attention weights, and of act(W1 y).
+        activation: "relu" or "gelu".
+        scale: multiplies the scores; default (C / H) ** -0.5.
+        attend: ragged_attention, or a function of the same arguments.
+
+    Reference: Vaswani et al. 2017; Xiong et al. 2020 for "pre".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        *,
+        norm: str = "post",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        activation: str = "relu",
+        scale: float | None = None,
+        attend: Callable[..., Tensor] = ops.ragged_attention,
+    ) -> None:
+        super().__init__()
+        if norm not in ("post", "pre"):
+            raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}")
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be 'gelu' or 'relu', got {activation!r}")
+        for name, value in (("dropout", dropout), ("activation_dropout", activation_dropout)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        self.norm, self.activation = norm, activation
+        self.dropout, self.activation_dropout = dropout, activation_dropout
+        self.attention = RaggedMultiheadAttention(
+            width, heads, dropout=attention_dropout, scale=scale, attend=attend
+        )
+        self.attention_norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feedforward)
+        self.narrow = nn.Linear(feedforward, width)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        ragged: Ragged,
+        bias: Sequence[tuple[PairIndex, Tensor]] = (),
+        prefix_k: Tensor | None = None,
+        prefix_v: Tensor | None = None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: [N, C].
+            ragged: the graphs.
+            bias: of the scores; see gtkern.ops.ragged_attention.
+            prefix_k, prefix_v: [P, H, D]; keys and values that every node sees besides its graph.
+
+        Returns:
+            [N, C].
+        """
+        before = self.norm == "pre"
+        attended = self.attention(
+            self.attention_norm(x) if before else x, ragged, bias, prefix_k, prefix_v
+        )
+        x = x + dropout(attended, self.dropout, self.training)
+        y = self.output_norm(x) if before else (x := self.attention_norm(x))
+        hidden = _ACTIVATIONS[self.activation](self.widen(y))
+        hidden = dropout(hidden, self.activation_dropout, self.training)
+        x = x + dropout(self.narrow(hidden), self.dropout, self.training)
+        out: Tensor = x if before else self.output_norm(x)
+        return out
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"norm={self.norm}, activation={self.activation}, dropout={self.dropout}"
