@@ -9,11 +9,14 @@ from gtkern.models.exphormer import Exphormer, SampledExphormer, ScoreEstimator,
 
 if TYPE_CHECKING:
     from gtkern.models.graphgps import GraphGPS, GraphGPSSettings
+    from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
 
 __all__ = [
     "Exphormer",
     "GraphGPS",
     "GraphGPSSettings",
+    "GraphTrans",
+    "GraphTransSettings",
     "SampledExphormer",
     "ScoreEstimator",
     "augment",
@@ -22,8 +25,10 @@ __all__ = [
 _LATER = {
     "GraphGPS": "graphgps",
     "GraphGPSSettings": "graphgps",
+    "GraphTrans": "graphtrans",
+    "GraphTransSettings": "graphtrans",
 }
-"""Where the names are that load PyG, which takes longer than all else here: on first use."""
+"""Where names are that are loaded on first use: PyG takes longer to load than all else here."""
 
 
 def __getattr__(name: str) -> Any:

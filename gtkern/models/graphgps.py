@@ -68,6 +68,7 @@ class GPSLayer(nn.Module):
 
     Args:
         settings: see GraphGPSSettings.
+        last: whether it is the last layer, which leaves the edges as they are.
         attend: ragged_attention, or a function of the same arguments.
 
     Reference: Rampášek et al. 2022 (GraphGPS), eq. 4 to 7.
@@ -76,13 +77,15 @@ class GPSLayer(nn.Module):
     def __init__(
         self,
         settings: GraphGPSSettings,
+        *,
+        last: bool = False,
         attend: Callable[..., Tensor] = ops.ragged_attention,
     ) -> None:
         super().__init__()
         width = settings.width
         self.dropout = settings.dropout
         self.local: nn.Module = (
-            GatedGCN(width, settings.dropout)
+            GatedGCN(width, settings.dropout, carry=not last)
             if settings.local == "gated_gcn"
             else IsomorphismNetwork(width, settings.dropout, edges=settings.local == "gine")
         )
@@ -114,7 +117,7 @@ class GPSLayer(nn.Module):
             prefix_k, prefix_v: [P, H, D]; keys and values that every node sees besides its graph.
 
         Returns:
-            x and edge, new.
+            x and edge, new; of a last layer's edge, nothing is to be read.
         """
         near, edge = self.local(x, edge_index, edge)
         far = self._drop(self.attention(x, ragged, (), prefix_k, prefix_v))
@@ -168,7 +171,10 @@ class GraphGPS(nn.Module):
         )
         steps = settings.walk_steps
         self.walk_encoder = nn.Linear(steps, settings.width) if steps else None
-        self.layers = nn.ModuleList(GPSLayer(settings, attend) for _ in range(settings.layers))
+        self.layers = nn.ModuleList(
+            GPSLayer(settings, last=depth == settings.layers - 1, attend=attend)
+            for depth in range(settings.layers)
+        )
         self.head = nn.Linear(settings.width, num_tasks)
 
     @staticmethod

@@ -55,11 +55,12 @@ class GatedGCN(nn.Module):
     Args:
         width: C.
         dropout: in [0, 1).
+        carry: whether the channels of the edges go on; False in a last layer.
 
     Reference: Bresson and Laurent 2017; Dwivedi et al. 2023, eq. 8, as GraphGPS uses it.
     """
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, *, carry: bool = True) -> None:
         super().__init__()
         self.dropout = dropout
         self.own = nn.Linear(width, width)
@@ -68,12 +69,12 @@ class GatedGCN(nn.Module):
         self.target = nn.Linear(width, width)
         self.source = nn.Linear(width, width)
         self.node_norm = BatchNorm(width)
-        self.edge_norm = BatchNorm(width)
+        self.edge_norm = BatchNorm(width) if carry else None
 
     def forward(
         self, x: Tensor, edge_index: Tensor, edge: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """From x [N, C], edges [2, E] and their channels [E, C]; gives the same, new."""
+        """From x [N, C], edges [2, E] and their channels [E, C]; gives both, new, or x alone."""
         assert edge is not None
         source, target = edge_index
         gate = self.edge(edge) + self.target(x).index_select(0, target)
@@ -83,7 +84,9 @@ class GatedGCN(nn.Module):
         gathered, total = scatter(message, target, 0, x.size(0)).chunk(2, dim=1)
         new = self.node_norm(self.own(x) + gathered / (total + 1e-6))
         new = x + dropout(functional.relu(new), self.dropout, self.training)
-        # torch's BatchNorm refuses a batch of one row when it trains, and none at all
+        if self.edge_norm is None:
+            return new, None
+        # torch's BatchNorm refuses to train on no rows
         gate = self.edge_norm(gate) if gate.size(0) else gate
         return new, edge + dropout(functional.relu(gate), self.dropout, self.training)
 

@@ -72,7 +72,7 @@ def plain_graphgps(settings: GraphGPSSettings, p: dict[str, Tensor], data: Data)
 def plain_gin(
     p: dict[str, Tensor], x: Tensor, edges: list[list[int]], edge: Tensor | None
 ) -> Tensor:
-    total = list(x)
+    total = list((1 + p["local.convolution.eps"]) * x)
     for number, (source, target) in enumerate(edges):
         message = x[source] if edge is None else functional.relu(x[source] + edge[number])
         total[target] = total[target] + message
@@ -96,7 +96,7 @@ def plain_gated(
         denominator[target] = denominator[target] + gate.sigmoid()
     new = own + torch.stack(numerator) / torch.stack(denominator)
     new = x + functional.relu(plain.batch_norm(p, "node_norm", new))
-    if not gates:
+    if not gates or "edge_norm.weight" not in p:
         return new, edge
     carried = functional.relu(plain.batch_norm(p, "edge_norm", torch.stack(gates)))
     return new, edge + carried
