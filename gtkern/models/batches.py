@@ -66,9 +66,7 @@ def head_width(width: int, heads: int) -> int:
         ValueError: H does not divide C, or a head would be wider than 256.
     """
     if heads < 1 or width % heads or width // heads > 256:
-        raise ValueError(
-            f"heads must divide width {width} into heads of at most 256, got {heads}"
-        )
+        raise ValueError(f"heads must divide width {width} into heads of at most 256, got {heads}")
     return width // heads
 
 

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from gtkern import ops
 from gtkern.models import batches
-from gtkern.nn import RaggedMultiheadAttention, dropout, make_norm
-from gtkern.nn.features import FeatureEncoder
+from gtkern.nn import FeatureEncoder, RaggedMultiheadAttention, dropout, make_norm, pool
 from gtkern.nn.local import LOCAL, GatedGCN, IsomorphismNetwork
-from gtkern.nn.packing import pool
 from gtkern.ragged import Ragged
 from gtkern.transforms import random_walk_encoding
 
@@ -158,7 +156,7 @@ class GraphGPS(nn.Module):
         self,
         node_features: int | Sequence[int],
         num_tasks: int,
-        settings: GraphGPSSettings = GraphGPSSettings(),  # noqa: B008  # frozen
+        settings: GraphGPSSettings = GraphGPSSettings(),
         *,
         edge_features: int | Sequence[int] | None = None,
         attend: Callable[..., Tensor] = ops.ragged_attention,

@@ -13,10 +13,8 @@ from torch_geometric.nn.conv import GINEConv
 
 from gtkern import ops
 from gtkern.models import batches
-from gtkern.nn import BatchNorm, TransformerLayer, dropout
-from gtkern.nn.features import FeatureEncoder
+from gtkern.nn import BatchNorm, FeatureEncoder, TransformerLayer, dropout, with_tokens
 from gtkern.nn.local import GraphConvolution
-from gtkern.nn.packing import with_tokens
 
 __all__ = ["GraphTrans", "GraphTransSettings", "MessagePassingStack"]
 
@@ -116,7 +114,8 @@ def _convolution(settings: GraphTransSettings) -> nn.Module:
     layers = nn.Sequential(
         nn.Linear(width, 2 * width), BatchNorm(2 * width), nn.ReLU(), nn.Linear(2 * width, width)
     )
-    return GINEConv(layers, train_eps=True)
+    convolution: nn.Module = GINEConv(layers, train_eps=True)
+    return convolution
 
 
 class GraphTrans(nn.Module):
@@ -144,7 +143,7 @@ class GraphTrans(nn.Module):
         self,
         node_features: int | Sequence[int],
         num_tasks: int,
-        settings: GraphTransSettings = GraphTransSettings(),  # noqa: B008  # frozen
+        settings: GraphTransSettings = GraphTransSettings(),
         *,
         edge_features: int | Sequence[int] | None = None,
         attend: Callable[..., Tensor] = ops.ragged_attention,

@@ -8,19 +8,27 @@ from gtkern.nn.attention import (
 )
 from gtkern.nn.block import TransformerBlock, make_norm
 from gtkern.nn.dropout import dropout
+from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
+from gtkern.nn.packing import WithTokens, pool, with_tokens
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
+from gtkern.nn.transformer import TransformerLayer
 
 __all__ = [
     "BatchNorm",
     "EdgeTypeTerms",
     "ExphormerAttention",
+    "FeatureEncoder",
     "GraphNorm",
     "NarrowAttention",
     "RaggedMultiheadAttention",
     "SampledAttention",
     "TransformerBlock",
+    "TransformerLayer",
+    "WithTokens",
     "dropout",
     "make_norm",
+    "pool",
     "synchronize_norms",
+    "with_tokens",
 ]

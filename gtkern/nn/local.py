@@ -117,8 +117,8 @@ class GraphConvolution(nn.Module):
         inverse = degree.rsqrt()[:, None]
         message = functional.relu(h.index_select(0, source) + edge)
         message = message * inverse.index_select(0, source)
-        gathered = scatter(message, target, 0, x.size(0)) * inverse
-        return gathered + functional.relu(h + self.root) / degree[:, None]
+        gathered: Tensor = scatter(message, target, 0, x.size(0))
+        return gathered * inverse + functional.relu(h + self.root) / degree[:, None]
 
 
 LOCAL = ("gated_gcn", "gin", "gine")

@@ -25,6 +25,7 @@ class RaggedMultiheadAttention(nn.Module):
         num_heads: H; divides embed_dim.
         dropout: of the normalised scores, in training.
         bias: of the projections.
+        scale: multiplies the scores; default (C / H) ** -0.5.
         attend: ragged_attention, or a function of the same arguments.
 
     Reference: Vaswani et al. 2017, section 3.2.2.
@@ -37,13 +38,14 @@ class RaggedMultiheadAttention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         *,
+        scale: float | None = None,
         attend: Callable[..., Tensor] = ops.ragged_attention,
     ) -> None:
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads must divide embed_dim {embed_dim}, got {num_heads}")
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
-        self.attend = attend
+        self.scale, self.attend = scale, attend
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias: nn.Parameter | None
         offset = nn.Parameter(torch.zeros(3 * embed_dim)) if bias else None
@@ -84,6 +86,7 @@ class RaggedMultiheadAttention(nn.Module):
             # under autocast the projections are narrower than parameters
             prefix_k=None if prefix_k is None else prefix_k.to(q.dtype),
             prefix_v=None if prefix_v is None else prefix_v.to(q.dtype),
+            scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )
         projected_out: Tensor = self.out_proj(out.flatten(1))

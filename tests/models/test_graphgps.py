@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch_geometric.data import Data
 
-from gtkern import ops
 from gtkern.models import GraphGPS, GraphGPSSettings
+from gtkern.ragged import Ragged
 
 STEPS, NODE, EDGE = 3, (4, 3), (3, 2)
 
@@ -21,7 +21,12 @@ STEPS, NODE, EDGE = 3, (4, 3), (3, 2)
 def make(local: str = "gin", *, integers: bool = False, edges: bool = False, **more: object):
     """A small network and graphs for it."""
     settings = GraphGPSSettings(
-        width=8, heads=2, layers=2, local=local, walk_steps=STEPS, **more  # type: ignore[arg-type]
+        width=8,
+        heads=2,
+        layers=2,
+        local=local,
+        walk_steps=STEPS,
+        **more,  # type: ignore[arg-type]
     )
     node = NODE if integers else 3
     edge = (EDGE if integers else 2) if edges else None
@@ -148,19 +153,13 @@ def test_a_layer_takes_prefix_tokens() -> None:
     layer, batch = model.layers[0], packed.batch([3])
     x = torch.randn(9, 8, dtype=torch.float64)
     prefix = tuple(torch.randn(5, 2, 4, dtype=torch.float64) for _ in range(2))
-    ragged = ops_ragged(9)
+    ragged = Ragged.from_ptr(torch.tensor([0, 9]))
     got = layer.attention(x, ragged, (), *prefix)
     state = dict(layer.state_dict())
     expected = plain.attention(state, "attention", x, settings.heads, prefix=prefix)
     torch.testing.assert_close(got, expected)
     out, _ = layer(x, batch.edge_index, None, ragged, *prefix)
     assert not torch.allclose(out, layer(x, batch.edge_index, None, ragged)[0])
-
-
-def ops_ragged(nodes: int):
-    from gtkern.ragged import Ragged
-
-    return Ragged.from_ptr(torch.tensor([0, nodes]))
 
 
 def test_the_attention_can_be_replaced() -> None:
@@ -173,7 +172,6 @@ def test_the_attention_can_be_replaced() -> None:
     _, packed, settings = make()
     GraphGPS(3, 2, settings, attend=attend).double()(packed.batch([0, 1]))
     assert seen == [(8, 2, 4)] * 2
-    assert ops.ragged_attention is not attend
 
 
 def test_missing_encodings_name_the_call_that_adds_them() -> None:
@@ -185,7 +183,7 @@ def test_missing_encodings_name_the_call_that_adds_them() -> None:
 
 
 def test_too_short_encodings_are_named() -> None:
-    _, packed, settings = make()
+    _, packed, _ = make()
     more = GraphGPSSettings(width=8, heads=2, walk_steps=STEPS + 1)
     model = GraphGPS(3, 2, more).double()
     with pytest.raises(ValueError, match=r"data\.random_walk must have shape \[7, 4\], got"):
