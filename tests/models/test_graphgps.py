@@ -51,8 +51,10 @@ def walks(edge_index: Tensor, nodes: int) -> Tensor:
 
 def plain_graphgps(settings: GraphGPSSettings, p: dict[str, Tensor], data: Data) -> Tensor:
     x = plain.features(p, "node_encoder", data.x, NODE)
-    walk = walks(data.edge_index, data.x.size(0)).float().double()
-    x = x + plain.linear(p, "walk_encoder", walk)
+    walk = walks(data.edge_index, data.x.size(0))
+    torch.testing.assert_close(data.random_walk.double(), walk, rtol=0, atol=1e-6)
+    # the encoding is kept in float32
+    x = x + plain.linear(p, "walk_encoder", data.random_walk.double())
     edges = data.edge_index.T.tolist()
     edge = None
     if settings.local != "gin" and data.edge_attr is None:
