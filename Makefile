@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # bytecode is left to the first import: most modules never see one
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
-EXTRAS := ogb,test,lint,triton
+EXTRAS := molecules,ogb,test,lint,triton
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 NATIVE := $(shell find csrc -type f)

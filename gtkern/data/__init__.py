@@ -2,6 +2,7 @@
 
 from gtkern.data.graphs import GRAPH_SETS, GraphDataset, load_graphs
 from gtkern.data.minesweeper import minesweeper
+from gtkern.data.molecule import from_smiles
 from gtkern.data.motifs import motifs
 from gtkern.data.node import NodeData, check_node_data, random_split
 from gtkern.data.packed import PackedGraphs
@@ -18,6 +19,7 @@ __all__ = [
     "PackedGraphs",
     "Split",
     "check_node_data",
+    "from_smiles",
     "load_graphs",
     "load_published",
     "minesweeper",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gtkern.data import _files
+from gtkern.data._molecules import MOLECULE_SETS
 from gtkern.data._sources import Problem, Raw, Source
 from gtkern.data._tu import TU_SETS
 from gtkern.data.motifs import motifs
@@ -24,7 +25,7 @@ __all__ = ["GRAPH_SETS", "GraphDataset", "load_graphs"]
 FORMAT = 1
 """Grows when the same files give other tensors."""
 
-_SOURCES: dict[str, Source] = {**TU_SETS}
+_SOURCES: dict[str, Source] = {**TU_SETS, **MOLECULE_SETS}
 GRAPH_SETS = tuple(sorted((*_SOURCES, "synthetic")))
 """The names `load_graphs` knows."""
 
