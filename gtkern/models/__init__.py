@@ -9,6 +9,7 @@ from gtkern.models.exphormer import Exphormer, SampledExphormer, ScoreEstimator,
 
 if TYPE_CHECKING:
     from gtkern.models.graphgps import GraphGPS, GraphGPSSettings
+    from gtkern.models.graphormer import Graphormer, GraphormerSettings
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "GraphGPSSettings",
     "GraphTrans",
     "GraphTransSettings",
+    "Graphormer",
+    "GraphormerSettings",
     "SampledExphormer",
     "ScoreEstimator",
     "augment",
@@ -27,6 +30,8 @@ _LATER = {
     "GraphGPSSettings": "graphgps",
     "GraphTrans": "graphtrans",
     "GraphTransSettings": "graphtrans",
+    "Graphormer": "graphormer",
+    "GraphormerSettings": "graphormer",
 }
 """Where names are that are loaded on first use: PyG takes longer to load than all else here."""
 

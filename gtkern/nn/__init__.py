@@ -11,6 +11,7 @@ from gtkern.nn.dropout import dropout
 from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 from gtkern.nn.packing import WithTokens, pool, with_tokens
+from gtkern.nn.pair_bias import distinct_rows, pair_biases
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.nn.transformer import TransformerLayer
 
@@ -26,8 +27,10 @@ __all__ = [
     "TransformerBlock",
     "TransformerLayer",
     "WithTokens",
+    "distinct_rows",
     "dropout",
     "make_norm",
+    "pair_biases",
     "pool",
     "synchronize_norms",
     "with_tokens",
