@@ -10,8 +10,20 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from gtkern._backends import triton_interpreted
+
+_INTERPRETED = tl.constexpr(triton_interpreted())
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def dot(a, b):
+    """Matrix product, summed in fp32; fp32 operands are multiplied as such, not as tf32."""
+    # the interpreter would multiply the bits (triton-lang/triton#11584)
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
