@@ -5,6 +5,7 @@ Their launchers run on a make-believe driver that compiles every launch and star
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 import gtkern
-from gtkern import Graph, _backends
+from gtkern import Graph, Ragged, _backends
 from gtkern.ops._attention import Needs, Options, Terms
 
 ARCHITECTURES = (80, 90)
@@ -47,12 +48,15 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
         "destination_kernel",
         "draw_kernel",
         "forward_kernel",
+        "key_kernel",
         "merge_forward_kernel",
         "merge_sum_kernel",
         "normalize_kernel",
+        "query_kernel",
         "race_kernel",
         "score_delta_kernel",
         "source_kernel",
+        "table_kernel",
     }
 
 
@@ -105,9 +109,11 @@ def compile_all(architecture: int) -> None:
         torch.float32, heads=2, width=28, types=3, edge_width=0, degree=5, clamp=8.0, scores=True
     )
     if architecture == ARCHITECTURES[0]:
+        launch_ragged(torch.bfloat16, 64, [500, 20, 300])
         launch_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
         launch_attention(torch.bfloat16, heads=1, width=128, types=0, edge_width=0, degree=10)
     else:
+        launch_ragged(torch.float32, 10, [26, 20, 31], dropout=0.1)
         launch_attention(
             torch.float16, heads=8, width=64, types=0, edge_width=16, dropout=0.1, eps=1e-6
         )
@@ -197,6 +203,25 @@ def launch_attention(
         options,
         Needs(True, True, True, *(term is not None for term in terms)),
     )
+
+
+def launch_ragged(
+    dtype: torch.dtype, width: int, nodes: list[int], heads: int = 8, dropout: float = 0.0
+) -> None:
+    """Forward and backward of one call with two tables and a prefix."""
+    from gtkern.ops.ragged_attention import call
+    from gtkern.ops.ragged_attention import triton as backend
+
+    ragged = Ragged.from_ptr(torch.tensor([0, *itertools.accumulate(nodes)]))
+    batch = call.Batch(ragged.ptr, ragged.pair_ptr, ragged.max_nodes)
+    q, k, v = (torch.empty(ragged.num_nodes, heads, width, dtype=dtype) for _ in range(3))
+    indices = [torch.empty(ragged.num_pairs, dtype=kind) for kind in (torch.uint8, torch.int16)]
+    bias = call.Bias(indices, torch.empty(60, heads), [0, 20])
+    prefix = call.Prefix(*(torch.empty(4, heads, width, dtype=dtype) for _ in range(2)))
+    options = call.Options(width**-0.5, dropout, 2**40)
+    out, lse = backend.forward(q, k, v, batch, bias, prefix, options)
+    needs = call.Needs(*[True] * 6)
+    backend.backward(out, q, k, v, out, lse, batch, bias, prefix, options, needs)
 
 
 def sample_neighbors(count: int, types: int, uniform: bool = False, method: str = "draw") -> None:

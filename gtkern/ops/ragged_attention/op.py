@@ -18,7 +18,7 @@ from gtkern.ragged import PairIndex, Ragged
 
 __all__ = ["ragged_attention"]
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "triton")
 
 
 def ragged_attention(
@@ -351,8 +351,9 @@ def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     result: list[Any] = [None] * 15
     for at, needed, gradient in zip(_DIFFERENTIABLE, needs, gradients, strict=True):
         result[at] = gradient if needed else None
-    # the place of a list of tensors takes a list
+    # the place of a list of tensors takes a list; an empty list of numbers passes for one too
     result[6] = [None] * len(index)
+    result[8] = None if ctx.first_row else []
     return tuple(result)
 
 

@@ -25,6 +25,9 @@ from gtkern.ops.ragged_attention.triton_kernels import (
 )
 from gtkern.random import dropout_threshold
 
+_SMALL_BLOCK, _LARGE_BLOCK, _FEW_ROWS = 32, 64, 64
+"""Rows of the tiles of graphs of at most _FEW_ROWS, and of larger ones."""
+
 _SCORE_ELEMENTS = 2**26
 """Gradients of scores that are held at a time, for the tables: as many heads as fit, at least
 one. They are four bytes a pair and head, where the indices are one or two a pair."""
@@ -36,80 +39,93 @@ which are then added in order. Chunks are of at least so many rows, and there ar
 enough to fill a GPU, whatever the batch, and few enough that their sum costs little."""
 
 
-class _Tile(NamedTuple):
-    """Rows of a tile on either side, the padded head widths, and the warps of a program."""
+class _Pass(NamedTuple):
+    """One launch over the graphs of some sizes.
+
+    Attributes:
+        block: rows of a program, and in forward of the tiles it walks along.
+        narrow: rows of the tiles that a program of a backward pass walks along.
+        widths: the padded head widths.
+        above, most: its graphs have more rows than `above` and at most `most`.
+        programs, tiles: for each graph as many programs as the largest one takes; or, where most of
+            them would find nothing, one for each of `items`.
+        items: int64 [M, 2] (graph, first row), -1 where there is none; None: not needed.
+    """
 
     block: int
-    width: int
-    width_v: int
-    warps: int
+    narrow: int
+    widths: tuple[int, int]
+    above: int
+    most: int
+    programs: int
+    tiles: int
+    items: Tensor | None
 
-    @property
-    def blocks(self) -> dict[str, int]:
+    def blocks(self, queries: int, keys: int) -> dict[str, int]:
         """The block sizes of a kernel."""
         return {
-            "BLOCK_M": self.block,
-            "BLOCK_N": self.block,
-            "BLOCK_D": self.width,
-            "BLOCK_DV": self.width_v,
-            "num_warps": self.warps,
+            "BLOCK_M": queries,
+            "BLOCK_N": keys,
+            "BLOCK_D": self.widths[0],
+            "BLOCK_DV": self.widths[1],
+            # 8 elements of a tile for each lane: with more, kernels spill
+            "num_warps": min(8, self.block * max(self.block, *self.widths) // 256),
             "num_stages": 2,
         }
 
-
-def _tile(q: Tensor, v: Tensor, batch: Batch) -> _Tile:
-    """Tiles as large as an average graph, so that a molecule is one, and registers hold them."""
-    width, width_v = (max(16, power_of_two(tensor.size(2))) for tensor in (q, v))
-    graphs = max(1, batch.ptr.numel() - 1)
-    mean = q.size(0) // graphs
-    block = 16 if mean <= 16 else 32 if mean <= 48 else 64
-    elements = 4096 if q.element_size() == 2 else 2048
-    while block > 16 and block * max(width, width_v) > elements:
-        block //= 2
-    # 8 elements of a tile for each lane: with more, kernels spill
-    return _Tile(block, width, width_v, min(8, block * max(block, width, width_v) // 256))
-
-
-class _Grid(NamedTuple):
-    """Which programs there are: for each graph as many as the largest one takes; or, where most of
-    them would find nothing, one for each of `items` int64 [M, 2] (graph, first row), -1 unused."""
-
-    programs: int
-    per_program: int
-    items: Tensor | None
-
-    def of(self, heads: int) -> tuple[int, int, int]:
-        """The grid of a launch."""
-        return self.programs, heads, self.per_program
+    def structure(self, batch: Batch, bias: Bias) -> tuple[object, ...]:
+        """What every kernel reads of the batch and the biases."""
+        return (
+            batch.ptr,
+            batch.pair_ptr,
+            self.items,
+            self.above,
+            self.most,
+            batch.ptr.numel() - 1,
+            tuple(bias.indices),
+            bias.table,
+            tuple(bias.first_row),
+        )
 
 
-def _grid(batch: Batch, rows: int, block: int) -> _Grid:
-    graphs = batch.ptr.numel() - 1
-    tiles = -(-batch.max_nodes // block)
-    most = rows // block + graphs
-    if graphs * tiles <= 4 * most:
-        return _Grid(graphs, tiles, None)
-    # made on the device, without waiting for it
-    tiles_of = (batch.ptr.diff() + (block - 1)) // block
-    after = tiles_of.cumsum(0)
-    number = torch.arange(most, device=batch.ptr.device)
+def _passes(q: Tensor, v: Tensor, batch: Batch) -> list[_Pass]:
+    """Small tiles for graphs of few nodes, large ones for the others.
+
+    A graph's tiles depend on the graph alone, and so does the order of its sums: it gets the same
+    bits in every batch.
+    """
+    rows, graphs, largest = q.size(0), batch.ptr.numel() - 1, batch.max_nodes
+    widths = (max(16, power_of_two(q.size(2))), max(16, power_of_two(v.size(2))))
+    # what the registers of 8 warps hold
+    fitting = (4096 if q.element_size() == 2 else 2048) // max(widths)
+    small, large = (max(16, min(block, fitting)) for block in (_SMALL_BLOCK, _LARGE_BLOCK))
+    most = _FEW_ROWS if large > small else largest
+    passes = []
+    for block, above, until in ((small, 0, min(most, largest)), (large, most, largest)):
+        if until <= above:
+            continue
+        tiles = -(-until // block)
+        most_items = rows // block + min(graphs, rows // (above + 1))
+        if graphs * tiles <= 4 * most_items:
+            programs, items = graphs, None
+        else:
+            programs, tiles = most_items, 1
+            items = _items(batch.ptr, block, above, until, most_items)
+        narrow = min(block, small)
+        passes.append(_Pass(block, narrow, widths, above, until, programs, tiles, items))
+    return passes
+
+
+def _items(ptr: Tensor, block: int, above: int, until: int, most: int) -> Tensor:
+    """The tiles of the graphs of more than `above` rows and at most `until`; there are at most
+    `most`. Made on the device, without waiting for it."""
+    count, graphs = ptr.diff(), ptr.numel() - 1
+    tiles = torch.where((count > above) & (count <= until), (count + (block - 1)) // block, 0)
+    after = tiles.cumsum(0)
+    number = torch.arange(most, device=ptr.device)
     graph = torch.searchsorted(after, number, right=True)
-    used = graph < graphs
-    first = (number - (after - tiles_of)[graph.clamp(max=graphs - 1)]) * block
-    return _Grid(most, 1, torch.stack((torch.where(used, graph, -1), first), 1).contiguous())
-
-
-def _structure(batch: Batch, grid: _Grid, bias: Bias) -> tuple[object, ...]:
-    """What every kernel reads of the batch and the biases."""
-    return (
-        batch.ptr,
-        batch.pair_ptr,
-        grid.items,
-        batch.ptr.numel() - 1,
-        tuple(bias.indices),
-        bias.table,
-        tuple(bias.first_row),
-    )
+    first = (number - (after - tiles)[graph.clamp(max=graphs - 1)]) * block
+    return torch.stack((torch.where(graph < graphs, graph, -1), first), 1).contiguous()
 
 
 def _numbers(prefix: Prefix, options: Options) -> tuple[float, ...]:
@@ -136,14 +152,13 @@ def forward(
     rows, heads, width = q.shape
     out = q.new_empty(rows, heads, v.size(2))
     lse = q.new_empty(rows, heads, dtype=torch.float32)
-    if rows:
-        tile = _tile(q, v, batch)
-        with torch.cuda.device_of(q):
-            grid = _grid(batch, rows, tile.block)
-            forward_kernel[grid.of(heads)](
-                q, k, v, out, lse, *_structure(batch, grid, bias), *prefix,
+    with torch.cuda.device_of(q):
+        for each in _passes(q, v, batch):
+            forward_kernel[each.programs, heads, each.tiles](
+                q, k, v, out, lse, *each.structure(batch, bias), *prefix,
                 *_numbers(prefix, options),
-                heads, width, v.size(2), DROPOUT=options.dropout > 0, **tile.blocks,
+                heads, width, v.size(2), DROPOUT=options.dropout > 0,
+                **each.blocks(each.block, each.block),
             )  # fmt: skip
     return Forward(out, lse)
 
@@ -169,58 +184,90 @@ def backward(
             for tensor, needed in zip(inputs, needs, strict=True)
         )
     )
-    rows, heads, width = q.shape
-    if rows == 0:
-        for gradient in gradients:
-            gradient.zero_()
-        return gradients
-    tile = _tile(q, v, batch)
-    sizes = {"H": heads, "D": width, "DV": v.size(2), "DROPOUT": options.dropout > 0}
     delta = torch.empty_like(lse)
     with torch.cuda.device_of(q):
-        grid = _grid(batch, rows, tile.block)
-        structure = _structure(batch, grid, bias)
-        pairs = bias.indices[0].numel() if bias.indices else 0
-        at_once = heads
-        if needs.table:
-            at_once = min(heads, max(1, _SCORE_ELEMENTS // max(pairs, 1)))
-        for first_head in range(0, heads, at_once):
-            heads_now = min(at_once, heads - first_head)
-            scores = None
-            if needs.table:
-                scores = torch.empty(heads_now, pairs, dtype=torch.float32, device=q.device)
-            query_kernel[grid.of(heads_now)](
-                grad_out, q, k, v, out, lse, delta, *structure, *prefix,
-                *_numbers(prefix, options), gradients.q if needs.q else None, scores,
-                pairs, first_head, **sizes, **tile.blocks,
-            )  # fmt: skip
-            if scores is not None:
-                _fill_table(scores, bias, gradients.table, first_head)
+        passes = _passes(q, v, batch)
+        shared = _Shared(grad_out, q, k, v, out, lse, delta, batch, bias, prefix, options, passes)
+        _fill_queries(shared, gradients, needs)
         if needs.k or needs.v:
-            key_kernel[grid.of(heads)](
-                grad_out, q, k, v, lse, delta, *structure, rows, rows, *_numbers(prefix, options),
-                gradients.k if needs.k else None, gradients.v if needs.v else None,
-                **sizes, PREFIX=False, **tile.blocks,
-            )  # fmt: skip
-        if prefix.k is not None and prefix.v is not None and (needs.prefix_k or needs.prefix_v):
-            chunk = max(_PREFIX_CHUNK_ROWS, -(-rows // _PREFIX_CHUNKS))
-            chunks, slots = -(-rows // chunk), prefix.k.size(0)
-            parts = [
-                q.new_empty((chunks, *gradient.shape), dtype=torch.float32) if needed else None
-                for gradient, needed in (
-                    (gradients.prefix_k, needs.prefix_k),
-                    (gradients.prefix_v, needs.prefix_v),
-                )
-            ]
-            if slots:
-                key_kernel[chunks, heads, -(-slots // tile.block)](
-                    grad_out, q, *prefix, lse, delta, *structure, rows, chunk,
-                    *_numbers(prefix, options), *parts, **sizes, PREFIX=True, **tile.blocks,
-                )  # fmt: skip
-            for part, gradient in zip(parts, gradients[4:], strict=True):
-                if part is not None:
-                    gradient.copy_(part.sum(0))
+            _fill_keys(shared, gradients, needs)
+        if prefix.k is not None and (needs.prefix_k or needs.prefix_v):
+            _fill_prefix(shared, gradients, needs)
     return gradients
+
+
+class _Shared(NamedTuple):
+    """What the backward passes read; delta, grad_out . out of each row, is written by the first."""
+
+    grad_out: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    delta: Tensor
+    batch: Batch
+    bias: Bias
+    prefix: Prefix
+    options: Options
+    passes: list[_Pass]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Compile-time sizes of a backward kernel."""
+        (_, heads, width), width_v = self.q.shape, self.v.size(2)
+        return {"H": heads, "D": width, "DV": width_v, "DROPOUT": self.options.dropout > 0}
+
+
+def _fill_queries(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
+    """Write delta and the gradients of q and of the tables."""
+    grad_out, q, k, v, out, lse, delta, batch, bias, prefix, options, passes = shared
+    heads = q.size(1)
+    pairs = bias.indices[0].numel() if needs.table else 0
+    at_once = min(heads, max(1, _SCORE_ELEMENTS // max(pairs, 1))) if needs.table else heads
+    for first_head in range(0, heads, at_once):
+        now = min(at_once, heads - first_head)
+        scores = lse.new_empty(now, pairs) if needs.table else None
+        for each in passes:
+            query_kernel[each.programs, now, each.tiles](
+                grad_out, q, k, v, out, lse, delta, *each.structure(batch, bias), *prefix,
+                *_numbers(prefix, options), gradients.q if needs.q else None, scores,
+                pairs, first_head, **shared.sizes, **each.blocks(each.block, each.narrow),
+            )  # fmt: skip
+        if scores is not None:
+            _fill_table(scores, bias, gradients.table, first_head)
+
+
+def _fill_keys(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
+    """Write the gradients of k and v."""
+    grad_out, q, k, v, _, lse, delta, batch, bias, prefix, options, passes = shared
+    for each in passes:
+        key_kernel[each.programs, q.size(1), each.tiles](
+            grad_out, q, k, v, lse, delta, *each.structure(batch, bias), 0, 0,
+            *_numbers(prefix, options),
+            gradients.k if needs.k else None, gradients.v if needs.v else None,
+            **shared.sizes, PREFIX=False, **each.blocks(each.narrow, each.block),
+        )  # fmt: skip
+
+
+def _fill_prefix(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
+    """Write the gradients of the prefix: parts by chunks of queries, then their sum."""
+    grad_out, q, _, _, _, lse, delta, batch, bias, prefix, options, passes = shared
+    (rows, heads, _), slots = q.shape, gradients.prefix_k.size(0) or gradients.prefix_v.size(0)
+    chunk = max(_PREFIX_CHUNK_ROWS, -(-rows // _PREFIX_CHUNKS))
+    chunks = -(-rows // chunk)
+    wanted = [(gradients.prefix_k, needs.prefix_k), (gradients.prefix_v, needs.prefix_v)]
+    parts = [lse.new_empty(chunks, *full.shape) if needed else None for full, needed in wanted]
+    if chunks and slots:
+        last = passes[-1]
+        key_kernel[chunks, heads, -(-slots // last.block)](
+            grad_out, q, *prefix, lse, delta, *last.structure(batch, bias), rows, chunk,
+            *_numbers(prefix, options), *parts, **shared.sizes, PREFIX=True,
+            **last.blocks(last.narrow, last.block),
+        )  # fmt: skip
+    for part, (full, _) in zip(parts, wanted, strict=True):
+        if part is not None:
+            full.copy_(part.sum(0))
 
 
 def _fill_table(scores: Tensor, bias: Bias, gradient: Tensor, first_head: int) -> None:

@@ -13,10 +13,17 @@ import triton.language as tl
 
 from gtkern.ops._triton import LN2, LOG2E, dot
 
+_CALL = ["above", "most", "graphs", "prefixes", "threshold", "seed"]
+"""Numbers of a call that no kernel is compiled anew for."""
+
 
 @triton.jit
-def _place(ptr_ptr, items_ptr, BLOCK: tl.constexpr):
-    """Graph, its first row, its number of rows, and the first of this program's rows in it."""
+def _place(ptr_ptr, items_ptr, above, most, BLOCK: tl.constexpr):
+    """Graph, its first row, its number of rows, and the first of this program's rows in it.
+
+    Graphs of at most `above` rows or of more than `most` belong to another launch, and an item of
+    -1 to none: no rows.
+    """
     graph = tl.program_id(0).to(tl.int64)
     first = tl.program_id(2) * BLOCK
     used = True
@@ -28,7 +35,7 @@ def _place(ptr_ptr, items_ptr, BLOCK: tl.constexpr):
         graph = tl.maximum(graph, 0)
     begin = tl.load(ptr_ptr + graph)
     count = (tl.load(ptr_ptr + graph + 1) - begin).to(tl.int32)
-    # an item that is not used has no rows
+    used = used & (count > above) & (count <= most)
     return graph, begin, tl.where(used, count, 0), first
 
 
@@ -58,9 +65,7 @@ def _store_rows(
 
 
 @triton.jit
-def _add_biases(
-    score, pair, inside, head, indices, table_ptr, first_rows, H: tl.constexpr
-):
+def _add_biases(score, pair, inside, head, indices, table_ptr, first_rows, H: tl.constexpr):
     """Scores plus the looked-up biases of the pairs, -inf where masked; and which are not."""
     live = inside
     for number in tl.static_range(len(indices)):
@@ -102,17 +107,17 @@ def _fold(total, peak, acc, score, value, keep, DROPOUT: tl.constexpr):
     return total, higher, acc
 
 
-@triton.jit(do_not_specialize=["graphs", "prefixes", "threshold", "seed"])
+@triton.jit(do_not_specialize=_CALL)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
-    ptr_ptr, pair_ptr_ptr, items_ptr, graphs, indices, table_ptr, first_rows,
+    ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
     prefix_k_ptr, prefix_v_ptr, prefixes, scale, threshold, keep_scale, seed,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of BLOCK_M queries."""
-    graph, begin, count, first = _place(ptr_ptr, items_ptr, BLOCK_M)
+    graph, begin, count, first = _place(ptr_ptr, items_ptr, above, most, BLOCK_M)
     if first >= count:
         return
     head = tl.program_id(1)
@@ -168,10 +173,10 @@ def _load_softmax(lse_ptr, delta_ptr, row, head, mask, H: tl.constexpr):
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E), delta
 
 
-@triton.jit(do_not_specialize=["graphs", "prefixes", "threshold", "seed", "num_pairs", "first_head"])
+@triton.jit(do_not_specialize=[*_CALL, "num_pairs", "first_head"])
 def query_kernel(
     grad_out_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr,
-    ptr_ptr, pair_ptr_ptr, items_ptr, graphs, indices, table_ptr, first_rows,
+    ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
     prefix_k_ptr, prefix_v_ptr, prefixes, scale, threshold, keep_scale, seed,
     grad_q_ptr, grad_score_ptr, num_pairs, first_head,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
@@ -182,7 +187,7 @@ def query_kernel(
 
     grad_score [heads of the launch, num_pairs] has each head's pairs side by side.
     """
-    graph, begin, count, first = _place(ptr_ptr, items_ptr, BLOCK_M)
+    graph, begin, count, first = _place(ptr_ptr, items_ptr, above, most, BLOCK_M)
     if first >= count:
         return
     head = first_head + tl.program_id(1)
@@ -240,10 +245,10 @@ def query_kernel(
         _store_rows(grad_q_ptr, row, head, mask_m, grad_q * scale, H, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["graphs", "num_rows", "chunk_rows", "prefixes", "threshold", "seed"])
+@triton.jit(do_not_specialize=[*_CALL, "num_rows", "chunk_rows"])
 def key_kernel(
     grad_out_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
-    ptr_ptr, pair_ptr_ptr, items_ptr, graphs, indices, table_ptr, first_rows,
+    ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
     num_rows, chunk_rows, prefixes, scale, threshold, keep_scale, seed,
     grad_k_ptr, grad_v_ptr,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
@@ -267,7 +272,7 @@ def key_kernel(
         grad_row = chunk * prefixes + offs_n
         pairs = key_row
     else:
-        graph, begin, count, first = _place(ptr_ptr, items_ptr, BLOCK_N)
+        graph, begin, count, first = _place(ptr_ptr, items_ptr, above, most, BLOCK_N)
         if first >= count:
             return
         offs_n = first + lane
