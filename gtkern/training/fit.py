@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gtkern import _processes
 from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
-from gtkern.training.node import NodeTask
+from gtkern.training.task import Task
 
 __all__ = ["fit", "join_processes", "resolve_device"]
 
@@ -130,7 +130,7 @@ class _Bar(Callback):
     ) -> None:
         if self.progress.disable:
             return
-        assert isinstance(task, NodeTask)
+        assert isinstance(task, Task)
         best = "" if task.best is None else f"best {task.best.val:.4f}"
         row = task.history[-1] if task.history else {}
         figures = f"loss {row.get('loss', 0):.4f}  val {row.get('val', 0):.4f}  {best}"
@@ -141,7 +141,7 @@ class _Bar(Callback):
 
 
 def fit(
-    task: NodeTask,
+    task: Task,
     *,
     title: str,
     device: torch.device,

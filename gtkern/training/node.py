@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 
@@ -16,28 +12,17 @@ from gtkern.data.node import NodeData
 from gtkern.nn import synchronize_norms
 from gtkern.training import metrics
 from gtkern.training.batches import Batch, NodeBatches
-from gtkern.training.errors import UserError
-from gtkern.training.optimization import Optimization, cosine_with_warmup
+from gtkern.training.optimization import Optimization
+from gtkern.training.task import Task
 
-__all__ = ["Best", "NodeTask"]
-
-
-@dataclass
-class Best:
-    """The best evaluation so far: epoch from 0, metric of both splits, the network's weights."""
-
-    epoch: int
-    val: float
-    test: float
-    weights: dict[str, Tensor]
+__all__ = ["NodeTask"]
 
 
-class NodeTask(lightning.LightningModule):
+class NodeTask(Task):
     """Training and evaluation of a network on the nodes of one graph.
 
     A method says in `logits` how the network is called, and in `prepare` what can be made ready
-    before. One pass over validation and test nodes gives both metrics; the weights of the best
-    validation metric are kept in memory.
+    before.
 
     Several processes share every batch out among them. Their losses are weighted so that the
     gradient is that of the whole batch, however unequal the shares; statistics of BatchNorm and
@@ -64,10 +49,7 @@ class NodeTask(lightning.LightningModule):
         seed: int,
         ahead: int = 0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.optimization = optimization
-        self.metric = metric
+        super().__init__(network, optimization, metric=metric)
         # no buffers: they may be files larger than memory, which nobody should copy or send
         self.x = data.x
         self.y = data.y
@@ -79,12 +61,7 @@ class NodeTask(lightning.LightningModule):
         self._batch_size = batch_size
         self._seed = seed
         self._ahead = ahead
-        self.history: list[dict[str, float]] = []
-        self.best: Best | None = None
-        self._losses: list[Tensor] = []
         self._evaluated: list[tuple[Tensor, Tensor]] = []
-        self._last: dict[str, float] = {}
-        self._started = time.perf_counter()
 
     def share(self, nodes: Tensor) -> Tensor:
         """This process's part of the nodes of a batch."""
@@ -97,10 +74,6 @@ class NodeTask(lightning.LightningModule):
     def logits(self, batch: Batch) -> Tensor:
         """The network's output [M, classes] for the batch's targets [M]."""
         raise NotImplementedError
-
-    def report(self) -> dict[str, float]:
-        """What a method adds to the row of an epoch."""
-        return {}
 
     def batch(self, nodes: Tensor) -> Batch:
         """This process's part of a batch, prepared."""
@@ -134,31 +107,10 @@ class NodeTask(lightning.LightningModule):
         """Validation nodes, then test nodes."""
         return NodeBatches(self._eval_nodes, self._batch_size, self.batch, ahead=self._ahead)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW and the schedule, stepped once an epoch."""
-        settings = self.optimization
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda epoch: cosine_with_warmup(epoch, settings.warmup_epochs, settings.epochs),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock."""
-        self._losses = []
-        self._started = time.perf_counter()
-        self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """This process's part of the loss of a batch of training nodes."""
         loss = metrics.loss(self.logits(batch), self.y[batch.targets], batch.known)
-        self._losses.append(loss.detach())
+        self.losses.append(loss.detach())
         # the processes' gradients are averaged, and it is their sum that is wanted
         return loss * _processes.count()
 
@@ -180,50 +132,4 @@ class NodeTask(lightning.LightningModule):
         split = self._num_val
         val = metrics.evaluate(self.metric, logits[:split], truth[:split])
         test = metrics.evaluate(self.metric, logits[split:], truth[split:])
-        self._last = {"val": val, "test": test}
-        if self.best is None or val > self.best.val:
-            weights = {key: value.clone() for key, value in self.network.state_dict().items()}
-            self.best = Best(self.current_epoch, val, test, weights)
-
-    def on_train_epoch_end(self) -> None:
-        """Write the epoch's row.
-
-        Raises:
-            UserError: the loss is no finite number.
-        """
-        loss = float(_processes.total(torch.stack(self._losses)).mean())
-        self._losses = []
-        if not math.isfinite(loss):
-            raise UserError(
-                f"training diverged: the loss is {loss} in epoch {self.current_epoch + 1}; "
-                "a lower lr or clip_grad_norm may help"
-            )
-        self.history.append(
-            {
-                "epoch": self.current_epoch,
-                "loss": loss,
-                "lr": self._rate,
-                **self._last,
-                **self.report(),
-                "seconds": time.perf_counter() - self._started,
-            }
-        )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not keep: rows, best weights, the random states."""
-        best = None if self.best is None else vars(self.best)
-        checkpoint["gtkern"] = {
-            "history": self.history,
-            "best": best,
-            "rng_states": _processes.gather_objects(torch.get_rng_state()),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what `on_save_checkpoint` added."""
-        kept = checkpoint["gtkern"]
-        self.history = list(kept["history"])
-        self.best = None if kept["best"] is None else Best(**kept["best"])
-        states = kept["rng_states"]
-        # with more processes than before the new ones keep the states that they began with
-        if _processes.rank() < len(states):
-            torch.set_rng_state(states[_processes.rank()])
+        self.evaluated(val, test)

@@ -1,53 +1,26 @@
-"""What the runs of all methods on one graph share: training a phase, keeping it, the summary."""
+"""What the runs of all methods on one graph share."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
-from gtkern import _processes
 from gtkern.data.node import NodeData, check_node_data
-from gtkern.training import memory
-from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
-from gtkern.training.fit import fit
-from gtkern.training.node import NodeTask
-from gtkern.training.run import (
-    Comparison,
-    Phase,
-    RunFolder,
-    Summary,
-    process_seconds,
-    versions,
-)
+from gtkern.training.phase_run import PhaseRun
+from gtkern.training.run import RunFolder
 
 __all__ = ["NodeRun"]
 
 
-class NodeRun:
-    """A run of a method in phases; a method adds what they are.
+class NodeRun(PhaseRun):
+    """A run on the nodes of one graph.
 
     Args:
         data: NodeData, or a PyG `Data` with the same attributes.
-        folder: where to leave everything.
-        method: its name. dataset: name of the data. seed: for the summary.
         metric: one of gtkern.training.metrics.METRICS.
-        device: where to train.
-        backend: of the ops.
-        command: for the summary.
-        console: for progress and remarks.
-
-    Attributes:
-        first: whether this process is the one that writes.
-        rows: of the epochs so far, by phase. best: kept epoch from 0, by phase.
+        folder, method, dataset, seed, device, backend, command, console: see PhaseRun.
 
     Raises:
         TypeError, ValueError: `data` does not fit.
@@ -70,139 +43,14 @@ class NodeRun:
         self.data: NodeData = check_node_data(data)
         if metric == "roc_auc" and self.data.y.dim() == 1 and self.data.num_classes != 2:
             raise ValueError(f"metric roc_auc needs two classes, got {self.data.num_classes}")
-        self.folder = folder
-        self.method = method
-        self.dataset = dataset
-        self.seed = seed
-        self.metric = metric
-        self.device = torch.device(device)
-        self.backend = backend
-        self.command = command
-        self.console = console or Console(stderr=True)
-        self.first = _processes.rank() == 0
-        self.rows: dict[str, list[dict[str, float]]] = {}
-        self.best: dict[str, int] = {}
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Raise LostProcessError where what fails inside is the link to another process."""
-        try:
-            yield
-        except RuntimeError as error:
-            if _processes.lost(error):
-                raise LostProcessError("another process of the run ended") from error
-            raise
-
-    def clean(self) -> None:
-        """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        patterns = ("checkpoints/phase*", "checkpoints/training.*", "scores/*.npy", "plots/*.png")
-        for pattern in patterns:
-            for path in self.folder.path.glob(pattern):
-                path.unlink()
-        for name in ("summary.json", "metrics.csv"):
-            (self.folder / name).unlink(missing_ok=True)
-
-    def fit(self, name: str, task: NodeTask, resume: bool) -> float:
-        """Train a phase; gives the seconds spent in earlier processes."""
-        if self.first:
-            (self.folder / "checkpoints").mkdir(exist_ok=True)
-        began = time.perf_counter()
-        try:
-            fit(
-                task,
-                title=name,
-                device=self.device,
-                console=self.console,
-                checkpoint=self.folder / f"checkpoints/{name}.ckpt",
-                resume=resume,
-            )
-        except (InterruptedRunError, LostProcessError, UserError):
-            self._keep(name, task)
-            raise
-        self._keep(name, task)
-        spent = sum(row["seconds"] for row in task.history)
-        return max(0.0, spent - (time.perf_counter() - began))
-
-    def finish(
-        self,
-        name: str,
-        task: NodeTask,
-        seconds: float,
-        details: dict[str, Any],
-        *,
-        edges_kept: float = 1.0,
-    ) -> Phase:
-        """Write the record of a phase that was trained, and return it."""
-        best = task.best
-        assert best is not None
-        phase = Phase(
-            name=name,
-            parameters=sum(parameter.numel() for parameter in task.network.parameters()),
-            epochs=len(task.history),
-            seconds=seconds,
-            seconds_per_epoch=statistics.median(row["seconds"] for row in task.history),
-            peak_bytes=max(_processes.gather_objects(memory.peak_bytes(self.device))),
-            val={self.metric: best.val},
-            test={self.metric: best.test},
-            best_epoch=best.epoch + 1,
-            edges_kept=edges_kept,
-            details=details,
+        super().__init__(
+            folder,
+            method=method,
+            dataset=dataset,
+            seed=seed,
+            metric=metric,
+            device=device,
+            backend=backend,
+            command=command,
+            console=console,
         )
-        record = {"phase": asdict(phase), "rows": task.history}
-        if self.first:
-            self.folder.write_text(f"checkpoints/{name}.json", json.dumps(record) + "\n")
-        return phase
-
-    def finished(self, name: str, folder: RunFolder) -> Phase | None:
-        """The record of a phase that an earlier process finished."""
-        path = folder / f"checkpoints/{name}.json"
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        phase = Phase(**record["phase"])
-        self.rows[name] = record["rows"]
-        self.best[name] = phase.best_epoch - 1
-        return phase
-
-    def summarize(self, phases: list[Phase], comparison: Sequence[Comparison] = ()) -> Summary:
-        """Write the summary of the run, and return it."""
-        parameters = sum(phase.parameters for phase in phases)
-        summary = Summary(
-            command=self.command,
-            method=self.method,
-            dataset=self.dataset,
-            seed=self.seed,
-            backend=self.backend,
-            device=str(self.device),
-            versions=versions(),
-            test=phases[-1].test,
-            val=phases[-1].val,
-            seconds=process_seconds(),
-            peak_bytes=max(phase.peak_bytes for phase in phases),
-            trained_parameters=parameters,
-            total_parameters=parameters,
-            phases=phases,
-            comparison=list(comparison),
-            processes=_processes.count(),
-        )
-        if self.first:
-            self.folder.write_summary(summary)
-        return summary
-
-    def _keep(self, name: str, task: NodeTask) -> None:
-        """Write the rows so far and the best weights."""
-        self.rows[name] = task.history
-        if not self.first:
-            return
-        rows = [
-            {"phase": phase, **{**row, "epoch": int(row["epoch"]) + 1}}
-            for phase, rows in self.rows.items()
-            for row in rows
-        ]
-        self.folder.write_rows("metrics.csv", rows)
-        if task.best is not None:
-            self.best[name] = task.best.epoch
-            weights = {key: value.cpu().contiguous() for key, value in task.best.weights.items()}
-            about = {"epoch": task.best.epoch + 1, "val": task.best.val, "test": task.best.test}
-            with self.folder.replacing(f"checkpoints/{name}.safetensors") as part:
-                save_file(weights, part, {key: str(value) for key, value in about.items()})

@@ -31,8 +31,8 @@ from gtkern.models.exphormer import SampledExphormer
 from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.fit import fit
-from gtkern.training.node import Best
 from gtkern.training.run import RunFolder, comparison_table, read_summary, table
+from gtkern.training.task import Best
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)

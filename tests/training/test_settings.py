@@ -10,7 +10,7 @@ import yaml
 
 from gtkern.methods.spexphormer.settings import Settings, temperature_at
 from gtkern.training import settings as settings_of
-from gtkern.training.optimization import cosine_with_warmup
+from gtkern.training.optimization import Optimization, schedule_factor
 
 CONFIGS = sorted((pathlib.Path(settings_of.__file__).parents[1] / "configs/spexphormer").glob("*"))
 MINESWEEPER = next(path for path in CONFIGS if path.stem == "minesweeper")
@@ -115,8 +115,19 @@ def test_temperature_falls_after_the_wait_to_its_minimum() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    factors = [cosine_with_warmup(epoch, 5, 105) for epoch in range(106)]
+    chosen = Optimization(epochs=105, lr=1.0, warmup_epochs=5)
+    factors = [schedule_factor(chosen, epoch) for epoch in range(106)]
     assert factors[:6] == [1e-6, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert factors[55] == pytest.approx(0.5)
     assert factors[105] == pytest.approx(0.0)
     assert all(first >= second for first, second in itertools.pairwise(factors[5:]))
+
+
+def test_a_constant_learning_rate_stays_after_the_warm_up() -> None:
+    chosen = Optimization(epochs=9, lr=1.0, warmup_epochs=2, schedule="constant")
+    assert [schedule_factor(chosen, epoch) for epoch in range(5)] == [1e-6, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_plateaus_need_no_warm_up() -> None:
+    with pytest.raises(ValueError, match="warmup_epochs must be 0 with the schedule plateau"):
+        Optimization(epochs=9, lr=1.0, schedule="plateau")

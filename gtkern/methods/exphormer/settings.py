@@ -36,6 +36,7 @@ class Training(Optimization):
     graph_edges: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads or self.width // self.heads > 256:
             raise ValueError(
                 f"heads must divide width {self.width} into heads of at most 256, got {self.heads}"

@@ -81,6 +81,7 @@ class Phase2(Optimization):
     evaluation: str = setting("batches", choices=("batches", "layers"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.neighbors) != self.layers:
             raise ValueError(
                 f"neighbors must have one number for each of {self.layers} layers, "
