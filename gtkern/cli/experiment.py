@@ -25,6 +25,9 @@ from gtkern.cli.options import (
     DatasetOption,
     DevicesOption,
     EpochsOption,
+    FoldsOption,
+    GraphsOption,
+    ModelOption,
     SetOption,
 )
 
@@ -119,3 +122,44 @@ def spexphormer(
     console = Console()
     console.print(result.table())
     console.print(f"{folder.path / name}.csv and .png; the runs are beside them", highlight=False)
+
+
+@experiment.command(no_args_is_help=True)
+def graph(
+    model: ModelOption = None,
+    dataset: GraphsOption = None,
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of all runs; default: runs/MODEL-DATASET-runs."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run for each.")] = "0,1,2,3,4",
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Epochs.")] = None,
+    folds: FoldsOption = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Train a graph transformer with several seeds: the runs, their mean and curves.
+
+    With --folds every fold is a run too. A run that is finished in the folder is not done again;
+    one that was stopped goes on.
+    """
+    from gtkern.cli.graphs import known_model, repeat
+
+    repeat(
+        known_model(model, config),
+        seeds=seeds,
+        seed=None,
+        dataset=dataset,
+        data_root=data_root,
+        out=out,
+        config=config,
+        assignments=set_,
+        epochs=epochs,
+        folds=folds,
+        backend=backend,
+        devices=devices,
+        resume=True,
+    )

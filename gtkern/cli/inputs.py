@@ -10,23 +10,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from gtkern.data.graphs import GraphDataset
     from gtkern.data.node import NodeData
+    from gtkern.training.graph_settings import GraphSettings
 
 __all__ = [
-    "GraphSettings",
+    "NodeSettings",
     "check_backend_name",
     "check_known",
     "check_same",
     "integers",
     "lasting",
     "load_data",
+    "load_graph_data",
     "read_settings",
 ]
 
 T = TypeVar("T")
 
 
-class GraphSettings(Protocol):
+class NodeSettings(Protocol):
     """What loading the data needs of a method's settings."""
 
     @property
@@ -48,6 +51,7 @@ def read_settings(
     epoch_keys: Sequence[str],
     *,
     dataset: str | None,
+    default: str = "minesweeper",
     config: pathlib.Path | None,
     assignments: Sequence[str],
     seed: int | None,
@@ -60,6 +64,7 @@ def read_settings(
         cls: dataclass of the settings.
         epoch_keys: the settings that --epochs sets.
         dataset, config, assignments, seed, epochs: the options.
+        default: data set without `dataset` and `config`.
 
     Raises:
         UserError: one of them does not fit.
@@ -68,7 +73,7 @@ def read_settings(
     from gtkern.training.errors import UserError
 
     if config is None:
-        config = _published_config(method, dataset or "minesweeper")
+        config = _published_config(method, dataset or default)
         dataset = None
     values = settings_of.load(config)
     changes = list(assignments)
@@ -143,7 +148,7 @@ def check_same(settings: Any, saved: pathlib.Path) -> None:
 
 
 def load_data(
-    settings: GraphSettings, root: pathlib.Path | None, folder: pathlib.Path
+    settings: NodeSettings, root: pathlib.Path | None, folder: pathlib.Path
 ) -> tuple[NodeData, str]:
     """The data and its name in tables; generated files go to root, or into the run folder."""
     import zipfile
@@ -168,7 +173,23 @@ def load_data(
         raise UserError(f"cannot read {settings.dataset} under {root}: {error}") from error
 
 
-def _power_law(settings: GraphSettings, folder: pathlib.Path) -> tuple[NodeData, str]:
+def load_graph_data(
+    settings: GraphSettings, root: pathlib.Path | None, _: pathlib.Path
+) -> tuple[GraphDataset, str]:
+    """A set of graphs and its name in tables."""
+    from gtkern.data import DataNotFoundError, load_graphs
+    from gtkern.training.errors import UserError
+
+    try:
+        data = load_graphs(settings.dataset, root)
+    except (DataNotFoundError, ImportError) as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"cannot read {settings.dataset} under {root}: {error}") from error
+    return data, f"{data.name} (generated)" if root is None else data.name
+
+
+def _power_law(settings: NodeSettings, folder: pathlib.Path) -> tuple[NodeData, str]:
     import dataclasses
 
     from gtkern.data import power_law

@@ -14,6 +14,9 @@ __all__ = [
     "DatasetOption",
     "DevicesOption",
     "EpochsOption",
+    "FoldsOption",
+    "GraphsOption",
+    "ModelOption",
     "ResumeOption",
     "SeedOption",
     "SetOption",
@@ -39,6 +42,17 @@ SetOption = Annotated[
 ]
 EpochsOption = Annotated[
     str | None, typer.Option(metavar="N|N1,N2", help="Epochs of both phases, or of each.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="graphgps, graphtrans, graphormer or light; default: graphgps.")
+]
+GraphsOption = Annotated[
+    str | None,
+    typer.Option(help="A set of graphs, such as nci1, molhiv or esol; default: synthetic."),
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Cross-validate: a run for each of K parts as its test."),
 ]
 BackendOption = Annotated[
     str, typer.Option(help="auto, reference, cpu, triton or cuda; a named one never falls back")

@@ -16,6 +16,7 @@ from gtkern.cli.inputs import (
     check_same,
     lasting,
     load_data,
+    load_graph_data,
     read_settings,
 )
 from gtkern.cli.options import (
@@ -25,6 +26,9 @@ from gtkern.cli.options import (
     DatasetOption,
     DevicesOption,
     EpochsOption,
+    FoldsOption,
+    GraphsOption,
+    ModelOption,
     ResumeOption,
     SeedOption,
     SetOption,
@@ -133,6 +137,76 @@ def exphormer(
     )
 
 
+@train.command(no_args_is_help=False)
+def graph(
+    model: ModelOption = None,
+    dataset: GraphsOption = None,
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Run folder; default: runs/MODEL-DATASET.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Epochs.")] = None,
+    folds: FoldsOption = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+    resume: ResumeOption = False,
+) -> None:
+    """Train a graph transformer that predicts something of whole graphs, such as molecules.
+
+    Without options: GraphGPS on a generated task. With --folds every fold is a run in a folder of
+    its own, and a table has their mean.
+    """
+    from gtkern.cli.graphs import DEFAULT, known_model, repeat
+    from gtkern.training.graph_settings import settings_class
+
+    saved = out / "config.yaml" if resume and out is not None else None
+    model = known_model(model, config or saved)
+    if folds is not None:
+        repeat(
+            model,
+            seeds=None,
+            seed=seed,
+            dataset=dataset,
+            data_root=data_root,
+            out=out,
+            config=config,
+            assignments=set_,
+            epochs=epochs,
+            folds=folds,
+            backend=backend,
+            devices=devices,
+            resume=resume,
+        )
+        return
+
+    def load() -> Any:
+        from gtkern.training.graph_run import GraphRun
+
+        return GraphRun
+
+    _train(
+        model,
+        settings_class(model),
+        ("training.epochs",),
+        load,
+        dataset=dataset,
+        data_root=data_root,
+        out=out,
+        config=config,
+        assignments=set_,
+        seed=seed,
+        epochs=epochs,
+        backend=backend,
+        devices=devices,
+        resume=resume,
+        default=DEFAULT,
+        data_of=load_graph_data,
+    )
+
+
 def _train(
     method: str,
     cls: type[Any],
@@ -149,6 +223,8 @@ def _train(
     backend: str,
     devices: str,
     resume: bool,
+    default: str = "minesweeper",
+    data_of: Callable[[Any, pathlib.Path | None, pathlib.Path], tuple[Any, str]] = load_data,
     run_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a method.
@@ -159,6 +235,7 @@ def _train(
         load: imports the class of its runs.
         dataset, data_root, out, config, assignments, seed, epochs, backend, devices, resume: the
             options.
+        default: data set without options. data_of: loads the data, as load_data does.
         run_options: what the class's `run` is told besides `resume`.
     """
     from gtkern.training import settings as settings_of
@@ -168,7 +245,7 @@ def _train(
     saved = None
     if resume:
         if out is None:
-            out = _default_folder(method, dataset or "minesweeper")
+            out = _default_folder(method, dataset or default)
         saved = out / "config.yaml"
         if not saved.is_file():
             raise UserError(f"nothing to resume: {saved} is not there")
@@ -177,6 +254,7 @@ def _train(
         cls,
         epoch_keys,
         dataset=dataset,
+        default=default,
         config=config or saved,
         assignments=assignments or [],
         seed=seed,
@@ -202,7 +280,7 @@ def _train(
     if not first:
         # the first one writes what is generated, and the others read it
         _processes.barrier()
-    data, name = load_data(settings, data_root, folder_path)
+    data, name = data_of(settings, data_root, folder_path)
     if first:
         _processes.barrier()
     folder = RunFolder(folder_path, writes=first)

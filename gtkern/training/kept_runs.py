@@ -84,6 +84,11 @@ class KeptRuns:
         self.console.print(f"{title}: test {test:.4f}, {seconds:.1f} s", highlight=False)
         return summary
 
+    def forget(self, name: str) -> None:
+        """Let `train` do the run of this name anew."""
+        for file in ("config.yaml", "summary.json"):
+            (self.folder / name / file).unlink(missing_ok=True)
+
     def _claim(self) -> None:
         """Refuse a folder whose runs would not compare with these."""
         path = self.folder / "about.json"

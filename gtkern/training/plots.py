@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Panel", "curves", "kept_edges", "lines", "score_distribution", "spreads"]
+__all__ = [
+    "Panel",
+    "curves",
+    "kept_edges",
+    "lines",
+    "repeated_curves",
+    "score_distribution",
+    "spreads",
+]
 
 _COLOURS = ("#3b6fb6", "#d9822b", "#3f9b57", "#8e5ea2", "#b5493f", "#4aa3a2", "#7a7a3a", "#555555")
 _LIGHT = "#9aa0a6"
@@ -43,6 +51,40 @@ def curves(
         right.set_ylabel(metric)
         lines = [*axes.get_lines(), *right.get_lines()]
         right.legend(lines, [line.get_label() for line in lines], loc="center right", fontsize=8)
+    figure.savefig(path)
+
+
+def repeated_curves(
+    path: pathlib.Path, runs: Mapping[str, Sequence[Mapping[str, float]]], metric: str
+) -> None:
+    """Loss and metric by epoch over several runs: a thin line for each, a thick one of their mean.
+
+    Args:
+        path: the PNG to write.
+        runs: rows of epochs by the run's name.
+        metric: name of the metric.
+    """
+    figure = _figure(9.6, 3.6)
+    panels = (("training loss", ("loss",)), (metric, ("val", "test")))
+    for number, (label, columns) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, number + 1)
+        for column, colour in zip(columns, _COLOURS, strict=False):
+            points = [
+                {row["epoch"] + 1: row[column] for row in rows if column in row}
+                for rows in runs.values()
+            ]
+            for values in points:
+                axes.plot(
+                    *zip(*values.items(), strict=True), color=colour, linewidth=0.5, alpha=0.5
+                )
+            shared = sorted(set.intersection(*(set(values) for values in points)))
+            means = [np.mean([values[epoch] for values in points]) for epoch in shared]
+            axes.plot(shared, means, color=colour, lw=1.8, label=column)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend(fontsize=8)
+    figure.suptitle(f"{len(runs)} runs and their mean", fontsize=10)
     figure.savefig(path)
 
 
