@@ -29,12 +29,13 @@ def splits(settings: GraphSettings, data: GraphDataset) -> tuple[Tensor, Tensor,
     """Indices of training, validation and test graphs.
 
     Raises:
-        ValueError: there are not enough graphs for the folds.
+        ValueError: there are not enough graphs for the folds, or the set has no such split.
     """
     if settings.folds:
         train, val, test = data.folds(settings.folds, settings.seed)[settings.fold]
     else:
-        train, val, test = data.split(settings.seed)
+        kind = None if settings.split == "default" else settings.split
+        train, val, test = data.split(settings.seed, kind)
     return train, val, test
 
 
@@ -71,7 +72,7 @@ class GraphRun(PhaseRun):
         dataset: name of the data; default: the data's.
 
     Raises:
-        UserError: several processes run. ValueError: the folds do not fit the data.
+        UserError: several processes run. ValueError: the split does not fit the data.
         NotImplementedError: the backend cannot run.
     """
 

@@ -40,8 +40,9 @@ class GraphSettings:
     Attributes:
         dataset: name of the data set. model: one of MODELS.
         seed: of the weights, the batches, dropout, and the split where it is drawn.
+        split: kind of split: "default" for the set's usual one, else one it has, such as "random".
         folds: the graphs are cut into so many parts, each the test of one run and the next one
-            its validation; 0: the data set's own split, or a random one. fold: the part that is
+            its validation, whatever `split` says; 0: no such parts. fold: the part that is
             this run's test, from 0.
         network: settings of the model. training: see GraphTraining.
     """
@@ -49,6 +50,7 @@ class GraphSettings:
     dataset: str = setting()
     model: str = setting(choices=tuple(MODELS))
     seed: int = setting(0, low=0, high=2**31 - 1)
+    split: str = setting("default", choices=("default", "published", "scaffold", "random"))
     folds: int = setting(0, low=0)
     fold: int = setting(0, low=0)
     network: Any = None
