@@ -271,12 +271,14 @@ def table(summary: Summary) -> Table:
     title = f"{summary.method} on {summary.dataset}, seed {summary.seed}; val and test: {metric}"
     result = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     result.add_column("phase", no_wrap=True)
-    headings = ("weights", "epochs", "seconds", "s/epoch", "MiB", "val", "test", "edges kept")
+    headings = ["weights", "epochs", "seconds", "s/epoch", "MiB", "val", "test"]
+    samples = any(phase.edges_kept < 1 for phase in summary.phases)
+    if samples:
+        headings.append("edges kept")
     for heading in headings:
         result.add_column(heading, justify="right", no_wrap=True)
     for phase in summary.phases:
-        result.add_row(
-            phase.name,
+        cells = [
             f"{phase.parameters:,}",
             f"{phase.epochs}",
             f"{phase.seconds:.1f}",
@@ -284,6 +286,6 @@ def table(summary: Summary) -> Table:
             f"{phase.peak_bytes / 2**20:,.0f}",
             f"{phase.val[metric]:.4f}",
             f"{phase.test[metric]:.4f}",
-            f"{phase.edges_kept:.1%}",
-        )
+        ]
+        result.add_row(phase.name, *cells, *([f"{phase.edges_kept:.1%}"] if samples else []))
     return result
