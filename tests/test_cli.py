@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 import yaml
+from command import call
 
-from gtkern import cli
 from gtkern.data import minesweeper
 
 FAST = [
@@ -38,15 +37,6 @@ def published(tmp_path: pathlib.Path) -> pathlib.Path:
         test_masks=data.test_mask[None].numpy(),
     )
     return tmp_path / "data"
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["gtkern", *(str(argument) for argument in arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.run()
-    code = ended.value.code
-    assert isinstance(code, int) or code is None
-    return code or 0
 
 
 def test_training_leaves_a_run_folder(
@@ -276,7 +266,9 @@ def test_a_mistake_in_an_experiment_is_one_line_and_code_2(
         ["--help"],
         ["train", "--help"],
         ["experiment", "--help"],
+        ["train", "graph", "--help"],
         ["experiment", "spexphormer", "--help"],
+        ["experiment", "graph", "--help"],
         ["doctor", "--help"],
     ],
 )
