@@ -1,6 +1,6 @@
 """Times whole methods: `gtkern train <method>` as a process of its own, from start to end.
 
-python bench/methods.py [--method spexphormer] [--case million] [--seeds 0 1 2] [--out CSV]
+python bench/methods.py [--method spexphormer] [--case NAME] [--seeds 0 1 2] [--out CSV]
                         [-- more of the command]
 """
 
@@ -35,8 +35,10 @@ FIELDS = (
 CASES = {
     # some minutes, 7 GiB of memory and 2 GiB of disk: asked for by name only
     "million": ("--dataset", "power-law", "--epochs", "1"),
+    "nci1": ("--dataset", "nci1", "--epochs", "12"),
 }
-"""Further arguments of the command, by name: a million nodes, 50 million attention edges."""
+"""Further arguments of the command, by name: million, a million nodes and 50 million attention edges;
+nci1, with --method graph and after -- the --data-root: GTSP's base network on its set."""
 
 
 @dataclass(frozen=True)
