@@ -37,8 +37,8 @@ CASES = {
     "million": ("--dataset", "power-law", "--epochs", "1"),
     "nci1": ("--dataset", "nci1", "--epochs", "12"),
 }
-"""Further arguments of the command, by name: million, a million nodes and 50 million attention edges;
-nci1, with --method graph and after -- the --data-root: GTSP's base network on its set."""
+"""Further arguments of the command, by name. million: a million nodes, 50 million attention edges;
+nci1: GTSP's base network on its set, with --method graph, and --data-root after --."""
 
 
 @dataclass(frozen=True)

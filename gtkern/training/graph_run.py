@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -49,14 +48,11 @@ def build_network(
     model = MODELS[settings.model][0]
     graphs = data.graphs
     model.encode(graphs, settings.network)
-    edge_features: Any = None
-    if graphs.edge_attr is not None:
-        edge_features = graphs.edge_categories or graphs.edge_attr.size(1)
     network: torch.nn.Module = model(
-        graphs.node_categories or graphs.x.size(1),
+        graphs.node_categories or graphs.num_features,
         data.num_outputs,
         settings.network,
-        edge_features=edge_features,
+        edge_features=graphs.edge_categories or graphs.num_edge_features or None,
         attend=functools.partial(ops.ragged_attention, backend=backend),
     )
     return network

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gtkern.models.graphgps import GraphGPS, GraphGPSSettings
+from gtkern.models import GraphGPS, GraphGPSSettings
 from gtkern.training.optimization import Optimization
 from gtkern.training.settings import setting
 

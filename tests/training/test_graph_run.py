@@ -14,12 +14,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import gtkern
-from gtkern.data import GRAPH_SETS, GraphDataset, load_graphs, motifs
+from gtkern.data import GRAPH_SETS, GraphDataset, motifs
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
 from gtkern.training.graph_repeats import GraphRepeats
 from gtkern.training.graph_run import GraphRun, splits
-from gtkern.training.graph_settings import MODELS, GraphSettings, GraphTraining, settings_class
+from gtkern.training.graph_settings import MODELS, GraphSettings, settings_class
 from gtkern.training.run import RunFolder, read_summary
 
 CONFIGS = sorted(
@@ -181,13 +181,3 @@ def test_the_settings_of_a_data_set_are_valid(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_settings_for_the_generated_set(model: str) -> None:
     assert f"{model}/synthetic.yaml" in {f"{path.parent.name}/{path.name}" for path in CONFIGS}
-
-
-def test_the_default_run_learns_the_generated_set(tmp_path: pathlib.Path) -> None:
-    path = next(path for path in CONFIGS if path.match("graphgps/synthetic.yaml"))
-    chosen = settings_of.read(settings_class("graphgps"), settings_of.load(path))
-    run = GraphRun(
-        chosen, load_graphs("synthetic"), RunFolder(tmp_path), console=Console(quiet=True)
-    )
-    assert run.run().test["accuracy"] > 0.9
-    assert isinstance(chosen.training, GraphTraining)
