@@ -17,8 +17,9 @@ from gtkern import _processes
 from gtkern.data import minesweeper
 from gtkern.data.node import NodeData
 from gtkern.graph import Graph
+from gtkern.methods.node_settings import Expander
 from gtkern.methods.spexphormer.run import build_graph
-from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings
+from gtkern.methods.spexphormer.settings import Phase1, Phase2, Settings
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
 from gtkern.training.fit import fit, join_processes
 from gtkern.training.node import NodeTask

@@ -16,7 +16,7 @@ import gtkern
 from gtkern.data import minesweeper
 from gtkern.methods.exphormer.run import ExphormerRun, ExphormerTask, build_graph
 from gtkern.methods.exphormer.settings import Settings, Training
-from gtkern.methods.spexphormer.settings import Expander
+from gtkern.methods.node_settings import Expander
 from gtkern.models.exphormer import Exphormer, augment, with_virtual_nodes
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError

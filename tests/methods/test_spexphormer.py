@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from gtkern import ops, peers
 from gtkern.data import minesweeper
 from gtkern.data.node import NodeData
+from gtkern.methods.node_settings import Expander
 from gtkern.methods.spexphormer.run import Spexphormer, build_graph
-from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings, temperature_at
+from gtkern.methods.spexphormer.settings import Phase1, Phase2, Settings, temperature_at
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask, own_rows
 from gtkern.models.exphormer import SampledExphormer
 from gtkern.training.batches import Batch, NodeBatches

@@ -16,12 +16,13 @@ from rich.console import Console
 from scipy import stats
 
 from gtkern.data import minesweeper
+from gtkern.methods.node_settings import Expander
 from gtkern.methods.spexphormer import experiments as module
 from gtkern.methods.spexphormer import kept_runs
 from gtkern.methods.spexphormer.experiments import ABLATIONS, EXPERIMENTS, Experiments
 from gtkern.methods.spexphormer.kept_runs import Runs
 from gtkern.methods.spexphormer.run import Spexphormer
-from gtkern.methods.spexphormer.settings import Expander, Phase1, Phase2, Settings
+from gtkern.methods.spexphormer.settings import Phase1, Phase2, Settings
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.run import RunFolder
 from gtkern.training.settings import SettingsError

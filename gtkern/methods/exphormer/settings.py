@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gtkern.methods.spexphormer.settings import Expander, PowerLaw
-from gtkern.training.metrics import METRICS
+from gtkern.methods.node_settings import NodeSettings
 from gtkern.training.optimization import Optimization
 from gtkern.training.settings import setting
 
@@ -43,28 +42,12 @@ class Training(Optimization):
             )
 
 
-_POWER_LAW = PowerLaw()
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(NodeSettings):
     """Everything that decides a run, but for the data and the machine.
 
     Attributes:
-        dataset, metric, seed, data_seed, power_law, expander: see Spexphormer's.
-        training: the network and its training.
+        training: the network and its training. The others: see NodeSettings.
     """
 
-    dataset: str = setting()
-    metric: str = setting("accuracy", choices=METRICS)
-    seed: int = setting(0, low=0, high=2**31 - 1)
-    data_seed: int = setting(0, low=0, high=2**31 - 1)
-    power_law: PowerLaw = _POWER_LAW
-    expander: Expander
     training: Training
-
-    def __post_init__(self) -> None:
-        if self.dataset != "power-law" and self.power_law != _POWER_LAW:
-            raise ValueError(
-                f"power_law is for the data set power-law alone, got it with {self.dataset}"
-            )

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gtkern.training.metrics import METRICS
+from gtkern.methods.node_settings import NodeSettings
 from gtkern.training.optimization import Optimization
 from gtkern.training.settings import setting
 
-__all__ = ["Expander", "Phase1", "Phase2", "PowerLaw", "Settings", "temperature_at"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expander:
-    """The random edges that join the graph's own.
-
-    Attributes:
-        algorithm: see gtkern.transforms.expander_edges.
-        degree: d; every node gets 2 d edges in. 0: none.
-    """
-
-    algorithm: str = setting("hamiltonian", choices=("hamiltonian", "random_d", "random_d_2"))
-    degree: int = setting(15, low=0)
+__all__ = ["Phase1", "Phase2", "Settings", "temperature_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,47 +83,18 @@ class Phase2(Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerLaw:
-    """The generated graph of the data set power-law; see gtkern.data.power_law."""
-
-    nodes: int = setting(1_000_000, low=4, high=2**31 - 1)
-    mean_degree: float = setting(19.0, low=0)
-    exponent: float = setting(2.5, above=2)
-    locality: float = setting(0.5, low=0, high=1)
-    reach: int = setting(64, low=1)
-    homophily: float = setting(0.8, low=0, high=1)
-    classes: int = setting(10, low=2)
-    features: int = setting(64, low=1)
-    signal: float = setting(1.0, low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(NodeSettings):
     """Everything that decides a run, but for the data and the machine.
 
     Attributes:
-        dataset: name of the data set.
-        metric: what evaluation measures: one of gtkern.training.metrics.METRICS.
-        seed: of the expander, the weights, the batches and the sampling.
-        data_seed: of generated data.
-        power_law: what the data set power-law is; no other set takes it.
-        expander, phase1, phase2: see there.
+        phase1, phase2: see there. The others: see NodeSettings.
     """
 
-    dataset: str = setting()
-    metric: str = setting("accuracy", choices=METRICS)
-    seed: int = setting(0, low=0, high=2**31 - 1)
-    data_seed: int = setting(0, low=0, high=2**31 - 1)
-    power_law: PowerLaw = PowerLaw()
-    expander: Expander
     phase1: Phase1
     phase2: Phase2
 
     def __post_init__(self) -> None:
-        if self.dataset != "power-law" and self.power_law != PowerLaw():
-            raise ValueError(
-                f"power_law is for the data set power-law alone, got it with {self.dataset}"
-            )
+        super().__post_init__()
         if self.phase1.layers < self.phase2.layers:
             raise ValueError(
                 f"phase1.layers must be at least phase2.layers {self.phase2.layers}, whose layers "

@@ -33,6 +33,11 @@ def own_rows(graph: Graph) -> slice:
     return slice(ends[rank], ends[rank + 1])
 
 
+def among(nodes: Tensor, rows: slice) -> Tensor:
+    """The nodes that lie in `rows`, in their order."""
+    return nodes[(nodes >= rows.start) & (nodes < rows.stop)]
+
+
 class ScoreTask(NodeTask):
     """Phase 1: the narrow network on all edges.
 
@@ -89,7 +94,7 @@ class ScoreTask(NodeTask):
 
     def share(self, nodes: Tensor) -> Tensor:
         """The nodes among this process's rows."""
-        return nodes[(nodes >= self.rows.start) & (nodes < self.rows.stop)]
+        return among(nodes, self.rows)
 
     def logits(self, batch: Batch) -> Tensor:
         """The network's output for the targets, at the epoch's temperature."""
@@ -209,7 +214,7 @@ class SampledTask(NodeTask):
 
     def own_batch(self, nodes: Tensor) -> Batch:
         """The nodes among this process's rows, for the evaluation by layers."""
-        own = nodes[(nodes >= self.rows.start) & (nodes < self.rows.stop)]
+        own = among(nodes, self.rows)
         return Batch(own, nodes.numel(), None)
 
     def prepare(self, targets: Tensor) -> tuple[Tensor | None, tuple[ops.LayerBatch, ...]]:
