@@ -13,6 +13,8 @@
 #endif
 
 #define GTKERN_INLINE inline __attribute__((always_inline))
+// behind the parameters of a lambda
+#define GTKERN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace gtkern::simd {
 

@@ -265,18 +265,22 @@ void fill_statistics(const Inputs<T, float>& in, const Backward<T, float>& grad,
   });
 }
 
-// The kernels for the rows of `edges`: a row of a few edges of each type is better taken whole.
+// The kernels for the rows of `edges`.
 template <class T>
-const Kernels& kernels_for(const Layout& layout, const Inputs<T, float>& in, const Edges& edges) {
+const Kernels& kernels_for(const Layout& layout, const Inputs<T, float>& in, const Edges& edges,
+                           const Packed& p) {
   const bool typed = edges.type && (in.key_table || in.bias_table);
   const bool mixed =
       typed && in.types <= kMostMixedTypes && in.num_edges <= kShortStretch * in.types * edges.rows;
-  return mixed ? *layout.kernels->mixed() : *layout.kernels;
+  return *layout.kernels->variant(mixed           ? Variant::kMixed
+                                  : p.fetched > 0 ? Variant::kFetching
+                                                  : Variant::kPlain);
 }
 
-bool needs_prefetch(const Layout& layout, std::int64_t rows) {
-  return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float)) >
-         kNearCacheBytes;
+std::int64_t fetched_edges(const Layout& layout, std::int64_t rows, std::int64_t edges) {
+  const std::int64_t bytes =
+      2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float));
+  return bytes > kNearCacheBytes ? edges : 0;
 }
 
 // Where sums go in the end; null: nowhere.
@@ -341,9 +345,9 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   p.gather = pairs.rows();
   p.statistics = statistics.data();
   p.bounded = scores_bounded(in, p, queries, pairs);
-  p.prefetch = needs_prefetch(layout, in.num_src);
+  p.fetched = fetched_edges(layout, in.num_src, in.num_edges);
 
-  const Kernels& kernels = kernels_for(layout, in, in.csr);
+  const Kernels& kernels = kernels_for(layout, in, in.csr, p);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
   const Sink<T> sink{to.out, in.value_width};
   for_each_block(blocks.count(), [&](std::int64_t block) {
@@ -381,8 +385,8 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.statistics = statistics.data();
   p.self = queries.rows();
   p.gather = pairs.rows();
-  p.prefetch = needs_prefetch(layout, in.num_src);
-  const Kernels& kernels = kernels_for(layout, in, in.csr);
+  p.fetched = fetched_edges(layout, in.num_src, in.num_edges);
+  const Kernels& kernels = kernels_for(layout, in, in.csr, p);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
   if (grad.grad_scores) {
     for_each_block(blocks.count(), [&](std::int64_t block) {
@@ -430,8 +434,8 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.edges = &grad.csc;
   p.self = pairs.rows();
   p.gather = queries.rows();
-  p.prefetch = needs_prefetch(layout, in.num_dst);
-  const Kernels& column_kernels = kernels_for(layout, in, grad.csc);
+  p.fetched = fetched_edges(layout, in.num_dst, in.num_edges);
+  const Kernels& column_kernels = kernels_for(layout, in, grad.csc, p);
   const RowBlocks columns(grad.csc.ptr, grad.csc.rows);
   const Sink<T> key_sink{grad.k, in.width}, value_sink{grad.v, in.value_width};
   for_each_block(columns.count(), [&](std::int64_t block) {

@@ -31,10 +31,10 @@ struct Packed {
   // In units of log2, for the base 2 exponential:
   // score = clamp(to_score * product + bias_to_score * bias)
   float to_score = 1, bias_to_score = 1, clamp = 0;
-  bool bounded = false;    // no score is so large or small that exp needs the row's maximum first
-  float first_factor = 1;  // multiplies the sums ds * first
-  float bias_factor = 1;   // multiplies ds where it is the gradient of a bias
-  bool prefetch = false;   // the gathered rows outgrow the caches
+  bool bounded = false;      // no score is so large or small that exp needs the row's maximum first
+  float first_factor = 1;    // multiplies the sums ds * first
+  float bias_factor = 1;     // multiplies ds where it is the gradient of a bias
+  std::int64_t fetched = 0;  // the first so many edges have their rows fetched ahead
   const float* key_table = nullptr;   // [types, groups, NZ * 16], packed
   const float* bias_table = nullptr;  // [types, heads]
   const float* bias_edge = nullptr;   // [E, heads]
@@ -51,12 +51,18 @@ struct Packed {
 
 constexpr int kMostMixedTypes = 8;
 
+enum class Variant {
+  kPlain,
+  kFetching,  // the gathered rows outgrow the caches and are fetched ahead of their use
+  kMixed,     // for rows so short that stretches of one type would be a few edges each
+};
+
 // Kernels on rows begin .. end of `edges`. Sums come out packed, [rows, groups, NZ * 16], the
 // table sums are added to [types, groups, NZ * 16] and [types, heads].
 struct Kernels {
   int vectors;  // NZ
-  // the kernels for short rows of up to kMostMixedTypes types; null: these are
-  const Kernels* (*mixed)();
+  // the same for another situation; kMixed: of up to kMostMixedTypes types
+  const Kernels* (*variant)(Variant);
   void (*forward)(const Packed&, std::int64_t begin, std::int64_t end, float* out);
   // p = exp(score - lse): written to scores [E, heads], or sum p * grad_scores added to delta
   void (*scores)(const Packed&, std::int64_t begin, std::int64_t end, float* scores);

@@ -15,15 +15,15 @@
 
 namespace gtkern::attention {
 
-// kMixed: a stretch is a whole row, and every edge looks up what its type does to the score: for
-// rows so short that stretches of one type would be a few edges each. Otherwise a stretch has one
-// type, whose factors stay in registers.
-template <int HG, int NZ, bool kMixed>
+template <int HG, int NZ, Variant kVariant>
 struct PackedKernels {
+  // Mixed: a stretch is a whole row, and every edge looks up what its type does to the score.
+  // Otherwise a stretch has one type, whose factors stay in registers.
+  static constexpr bool kMixed = kVariant == Variant::kMixed;
   static constexpr int kRow = NZ * simd::kLanes;    // floats of a group's row
   static constexpr int kBlock = simd::kLanes / HG;  // edges whose scores fill one vector
   static constexpr int kMaxRows = kMixed ? kMostMixedTypes : 1;
-  static constexpr int kAhead = NZ >= 4 ? 8 : 32;  // edges from a prefetch to its use
+  static constexpr int kAhead = NZ >= 4 ? 16 : 32;  // edges from a fetch to its use
   // edges scored before they are summed: enough to hide latencies, few enough that the rows read
   // twice are still in the nearest cache
   static constexpr int kChunk = std::max(kBlock, std::min(128, 4096 / kRow) / kBlock * kBlock);
@@ -43,14 +43,24 @@ struct PackedKernels {
   }
 
   // kBlock edges, whose scores fill one vector: number `at` and the n - 1 after it. Past the n-th,
-  // `index` and `type` (kMixed only) repeat the last edge, and `live` is off.
+  // `index` and `type` (kMixed only) repeat the last edge, and `live` is off. `ahead` is the index
+  // of kBlock edges to fetch meanwhile; null: none.
   struct Block {
     const std::int32_t* index;
+    const std::int32_t* ahead;
     const std::uint8_t* type;
     std::int64_t at;
     int n;
     simd::Mask16 live;
   };
+
+  // The index of the edges to fetch while number `at` and those after it are computed on. Fetches
+  // go among the arithmetic one by one: a burst of them fills the queue of misses and stops it.
+  static GTKERN_INLINE const std::int32_t* ahead_of(const Packed& p, std::int64_t at) {
+    if constexpr (kVariant == Variant::kPlain) return nullptr;
+    const std::int64_t place = at + kAhead;
+    return place + kChunk <= p.fetched ? p.edges->index + place : nullptr;
+  }
 
   // Calls f(block) for the edges from .. stop.
   template <class F>
@@ -59,7 +69,11 @@ struct PackedKernels {
     std::int32_t padded[kBlock];
     std::uint8_t padded_type[simd::kLanes];
     for (std::int64_t at = from; at < stop; at += kBlock) {
-      Block block{p.edges->index + at, kMixed ? p.edges->type + at : nullptr, at, kBlock,
+      Block block{p.edges->index + at,
+                  ahead_of(p, at),
+                  kMixed ? p.edges->type + at : nullptr,
+                  at,
+                  kBlock,
                   simd::first_lanes(simd::kLanes)};
       if (at + kBlock > stop) {
         block.n = static_cast<int>(stop - at);
@@ -77,18 +91,14 @@ struct PackedKernels {
 
   // The products of `self` with the rows of a block's edges, edge-major.
   static GTKERN_INLINE F16 products(const F16* self, const float* base, std::int64_t stride,
-                                    const std::int32_t* index) {
-    return simd::reduce<HG>([&](int e) { return dot(self, base + index[e] * stride); });
-  }
-
-  static GTKERN_INLINE void prefetch_ahead(const Packed& p, const Block& block, const float* first,
-                                           const float* second) {
-    const std::int64_t last = p.edges->ptr[p.edges->rows] - 1;
-    for (int e = 0; e < kBlock; ++e) {
-      const std::int64_t row = p.edges->index[std::min(block.at + e + kAhead, last)];
-      prefetch_row(first + row * p.gather.stride);
-      prefetch_row(second + row * p.gather.stride);
+                                    const Block& block) {
+    if constexpr (kVariant == Variant::kPlain) {
+      return simd::reduce<HG>([&](int e) { return dot(self, base + block.index[e] * stride); });
     }
+    return simd::reduce<HG>([&](int e) GTKERN_INLINE_LAMBDA {
+      if (block.ahead) prefetch_row(base + block.ahead[e] * stride);
+      return dot(self, base + block.index[e] * stride);
+    });
   }
 
   // One value for each score of a block from an [E, heads] array.
@@ -190,13 +200,14 @@ struct PackedKernels {
           std::memcpy(lanes + e * HG, bias + block.type[e] * p.heads, HG * sizeof(float));
         }
       }
-      score = simd::reduce<HG>([&](int e) {
+      score = simd::reduce<HG>([&](int e) GTKERN_INLINE_LAMBDA {
+        if (block.ahead) prefetch_row(base + block.ahead[e] * p.gather.stride);
         return dot(self.scaled + self.row_of(block.type[e]),
                    base + block.index[e] * p.gather.stride);
       });
       score = simd::fma(simd::splat(p.bias_to_score), simd::load(lanes), score);
     } else {
-      score = simd::add(products(self.scaled, base, p.gather.stride, block.index), self.bias);
+      score = simd::add(products(self.scaled, base, p.gather.stride, block), self.bias);
     }
     if (p.bias_edge) {
       score = simd::fma(simd::splat(p.bias_to_score), by_edge(p, p.bias_edge, group, block), score);
@@ -208,9 +219,10 @@ struct PackedKernels {
     return simd::max_of(simd::sub(simd::zero(), clamp), simd::min_of(clamp, score));
   }
 
-  // sum += weight_e * row_e over n edges; `weights` is edge-major.
+  // sum += weight_e * row_e over n edges; `weights` is edge-major. `ahead`: as in Block.
   static GTKERN_INLINE void add_rows(F16* sum, const float* weights, const float* base,
-                                     std::int64_t stride, const std::int32_t* index, int n) {
+                                     std::int64_t stride, const std::int32_t* index, int n,
+                                     const std::int32_t* ahead = nullptr) {
     // few vectors: two chains hide the latency of a multiply-add
     constexpr bool kTwo = NZ <= 4;
     F16 odd[NZ];
@@ -219,6 +231,10 @@ struct PackedKernels {
 #pragma GCC unroll 16
       for (int z = 0; z < NZ; ++z) odd[z] = simd::zero();
       for (; e + 1 < n; e += 2) {
+        if (ahead) {
+          prefetch_row(base + ahead[e] * stride);
+          prefetch_row(base + ahead[e + 1] * stride);
+        }
         const F16 w0 = simd::repeat<HG>(weights + e * HG);
         const F16 w1 = simd::repeat<HG>(weights + (e + 1) * HG);
         const float* row0 = base + index[e] * stride;
@@ -231,6 +247,7 @@ struct PackedKernels {
       }
     }
     for (; e < n; ++e) {
+      if (ahead) prefetch_row(base + ahead[e] * stride);
       const F16 w = simd::repeat<HG>(weights + e * HG);
       const float* row = base + index[e] * stride;
 #pragma GCC unroll 16
@@ -289,7 +306,6 @@ struct PackedKernels {
                            // near cache
                            F16 high = top;
                            for_each_edge_block(p, from, stop, [&](const Block& block) {
-                             if (p.prefetch) prefetch_ahead(p, block, keys, values);
                              const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
                              high = simd::max_of(high, simd::select(block.live, score, nothing));
                            });
@@ -304,7 +320,6 @@ struct PackedKernels {
                          for (std::int64_t at = from; at < stop; at += kChunk) {
                            const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
                            for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                             if (p.prefetch && p.bounded) prefetch_ahead(p, block, keys, values);
                              const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
                              F16 weight = simd::keep(block.live, simd::exp2(simd::sub(score, top)));
                              total = simd::add(total, weight);
@@ -312,7 +327,7 @@ struct PackedKernels {
                              simd::store(weights + (block.at - at) * HG, weight);
                            });
                            add_rows(sum, weights, values, p.gather.stride, p.edges->index + at,
-                                    static_cast<int>(end_of_chunk - at));
+                                    static_cast<int>(end_of_chunk - at), ahead_of(p, at));
                          }
                          store_row(sum_of(row), sum);
                          simd::store(totals.data() + (row - begin) * 16, total);
@@ -389,12 +404,11 @@ struct PackedKernels {
             for (std::int64_t at = from; at < stop; at += kChunk) {
               const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                if (p.prefetch) prefetch_ahead(p, block, keys, values);
                 simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, keys, g, block));
               });
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 float* place = ds_of + (block.at - at) * HG;
-                F16 into = products(grad, values, p.gather.stride, block.index);
+                F16 into = products(grad, values, p.gather.stride, block);
                 if (p.dropout) into = simd::mul(into, keeps(p, g, block));
                 if (p.grad_scores) into = simd::add(into, by_edge(p, p.grad_scores, g, block));
                 const F16 raw = simd::load(place);
@@ -464,7 +478,6 @@ struct PackedKernels {
               const int n = static_cast<int>(end_of_chunk - at);
               const std::int32_t* index = p.edges->index + at;
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                if (p.prefetch) prefetch_ahead(p, block, queries, grads);
                 simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, queries, g, block));
               });
               for (int e = 0; e < n; ++e) {
@@ -474,7 +487,7 @@ struct PackedKernels {
               }
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 const std::int64_t lane = (block.at - at) * HG;
-                F16 into = products(value, grads, p.gather.stride, block.index);
+                F16 into = products(value, grads, p.gather.stride, block);
                 const F16 raw = simd::load(ds_of + lane);
                 const F16 weight =
                     simd::exp2(simd::sub(clamped(raw, clamp), simd::load(lse + lane)));
@@ -504,22 +517,24 @@ struct PackedKernels {
     }
   }
 
-  static const Kernels* mixed() {
-    if constexpr (kMixed) {
-      return nullptr;
-    } else {
-      return &PackedKernels<HG, NZ, true>::kTable;
+  static const Kernels* variant(Variant wanted) {
+    switch (wanted) {
+      case Variant::kPlain: return &PackedKernels<HG, NZ, Variant::kPlain>::kTable;
+      case Variant::kFetching: return &PackedKernels<HG, NZ, Variant::kFetching>::kTable;
+      default: return &PackedKernels<HG, NZ, Variant::kMixed>::kTable;
     }
   }
 
-  static constexpr Kernels kTable{NZ, &mixed, &forward, &scores, &by_destination, &by_source};
+  static constexpr Kernels kTable{NZ, &variant, &forward, &scores, &by_destination, &by_source};
 };
 
 // The narrowest of the instantiated widths that holds `vectors`.
 template <int HG, int... Widths>
 const Kernels* narrowest(int vectors) {
   const Kernels* found = nullptr;
-  ((found = !found && Widths >= vectors ? &PackedKernels<HG, Widths, false>::kTable : found), ...);
+  ((found =
+        !found && Widths >= vectors ? &PackedKernels<HG, Widths, Variant::kPlain>::kTable : found),
+   ...);
   return found;
 }
 
