@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ import torch
 from gtkern.data import GRAPH_SETS, DataNotFoundError, GraphDataset, Split, load_graphs, motifs
 from gtkern.data.motifs import MOTIFS
 from gtkern.data.splits import folds, scaffold_split
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 FILES = {
     "A": "1,2\n2,1\n2,3\n3,2\n4,5\n5,4\n4,4\n7,8\n8,7\n7,8\n",
@@ -268,3 +271,16 @@ def test_bad_arguments_are_named(call: object, message: str) -> None:
     assert callable(call)
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_the_example_of_the_page_runs() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    found: dict[str, object] = {}
+    exec(example, found)
+    assert found["batch"].num_graphs == 800 % 128  # type: ignore[attr-defined]
+
+
+def test_the_page_names_every_set() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert set(GRAPH_SETS) <= named
