@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gtkern.models.graphgps import GraphGPS, GraphGPSSettings
     from gtkern.models.graphormer import Graphormer, GraphormerSettings
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
+    from gtkern.models.light import LiGhT, LiGhTSettings
 
 __all__ = [
     "Exphormer",
@@ -20,6 +21,8 @@ __all__ = [
     "GraphTransSettings",
     "Graphormer",
     "GraphormerSettings",
+    "LiGhT",
+    "LiGhTSettings",
     "SampledExphormer",
     "ScoreEstimator",
     "augment",
@@ -32,6 +35,8 @@ _LATER = {
     "GraphTransSettings": "graphtrans",
     "Graphormer": "graphormer",
     "GraphormerSettings": "graphormer",
+    "LiGhT": "light",
+    "LiGhTSettings": "light",
 }
 """Where names are that are loaded on first use: PyG takes longer to load than all else here."""
 

@@ -18,11 +18,13 @@ class WithTokens(NamedTuple):
     Attributes:
         x: [N + G T, C].
         ragged: of these rows.
+        nodes: int64 [N]; the rows of the nodes.
         tokens: int64 [G, T]; the rows of the tokens.
     """
 
     x: Tensor
     ragged: Ragged
+    nodes: Tensor
     tokens: Tensor
 
 
@@ -44,10 +46,11 @@ def with_tokens(x: Tensor, ragged: Ragged, tokens: Tensor, *, first: bool) -> Wi
     # one gather from nodes and tokens: its backward is one sum, with no row written twice
     order = torch.empty(x.size(0) + graphs * count, dtype=torch.int64, device=x.device)
     node = torch.arange(x.size(0), device=x.device)
-    order[node + ragged.batch() * count + (count if first else 0)] = node
+    nodes = node + ragged.batch() * count + (count if first else 0)
+    order[nodes] = node
     order[at.flatten()] = x.size(0) + torch.arange(graphs * count, device=x.device)
     packed = torch.cat((x, tokens.flatten(0, 1).to(x.dtype))).index_select(0, order)
-    return WithTokens(packed, Ragged.from_ptr(ptr), at)
+    return WithTokens(packed, Ragged.from_ptr(ptr), nodes, at)
 
 
 def pool(x: Tensor, ragged: Ragged, how: str = "add") -> Tensor:

@@ -5,8 +5,9 @@ Nothing here uses gtkern's layers: parameters come by name out of a model's stat
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -89,3 +90,35 @@ def transformer_layer(
         return y + linear(p, "narrow", act(linear(p, "widen", layer_norm(p, "output_norm", y))))
     y = layer_norm(p, "attention_norm", x + attention(p, "attention", x, heads, bias, scale))
     return layer_norm(p, "output_norm", y + linear(p, "narrow", act(linear(p, "widen", y))))
+
+
+def walk(edge_index: Tensor, nodes: int) -> Callable[[int, int], list[int] | None]:
+    """A function to the edges on a shortest path from i to j, from i on; None: there is none.
+
+    Among several, the one that from j goes by the lowest nodes.
+    """
+    edges = {
+        (target, source): number
+        for number, (source, target) in reversed(list(enumerate(edge_index.T.tolist())))
+    }
+    distance = {(i, i): 0 for i in range(nodes)}
+    for steps, i in itertools.product(range(nodes), range(nodes)):
+        for j, k in edges:
+            if distance.get((i, j)) == steps:
+                distance.setdefault((i, k), steps + 1)
+
+    def path(i: int, j: int) -> list[int] | None:
+        if (i, j) not in distance:
+            return None
+        found: list[int] = []
+        while j != i:
+            nearer = min(
+                k
+                for k in range(nodes)
+                if (k, j) in edges and distance.get((i, k)) == distance[(i, j)] - 1
+            )
+            found.insert(0, edges[(nearer, j)])
+            j = nearer
+        return found
+
+    return path

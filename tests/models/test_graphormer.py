@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import plain_models as plain
 import pytest
@@ -44,43 +43,11 @@ def make(edge: object = EDGE, **more: object):
     return graphs.settle(model), packed, settings
 
 
-def walk(edge_index: Tensor, nodes: int) -> Callable[[int, int], list[int] | None]:
-    """A function to the edges on a shortest path from i to j, from i on; None: there is none.
-
-    Among several, the one that from j goes by the lowest nodes.
-    """
-    edges = {
-        (target, source): number
-        for number, (source, target) in reversed(list(enumerate(edge_index.T.tolist())))
-    }
-    distance = {(i, i): 0 for i in range(nodes)}
-    for steps, i in itertools.product(range(nodes), range(nodes)):
-        for j, k in edges:
-            if distance.get((i, j)) == steps:
-                distance.setdefault((i, k), steps + 1)
-
-    def path(i: int, j: int) -> list[int] | None:
-        if (i, j) not in distance:
-            return None
-        found: list[int] = []
-        while j != i:
-            nearer = min(
-                k
-                for k in range(nodes)
-                if (k, j) in edges and distance.get((i, k)) == distance[(i, j)] - 1
-            )
-            found.insert(0, edges[(nearer, j)])
-            j = nearer
-        return found
-
-    return path
-
-
 def plain_bias(settings: GraphormerSettings, p: dict[str, Tensor], data: Data) -> Tensor:
     """[H, n + 1, n + 1], the token first; -inf where a pair does not attend."""
     nodes = data.x.size(0)
     out = [[p["bias.virtual_distance"][0]] * (nodes + 1) for _ in range(nodes + 1)]
-    path = walk(data.edge_index, nodes)
+    path = plain.walk(data.edge_index, nodes)
     for i, j in itertools.product(range(nodes), range(nodes)):
         found = path(i, j)
         distance = settings.max_distance + 1
