@@ -18,7 +18,7 @@ from gtkern.ragged import PairIndex, Ragged
 
 __all__ = ["ragged_attention"]
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "cpu", "triton")
 
 
 def ragged_attention(

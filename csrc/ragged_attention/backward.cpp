@@ -1,0 +1,317 @@
+// Backward of ragged_attention on the CPU. As forward, a task takes some heads of some graphs,
+// computes the scores again from lse, and owns every row that it writes. What belongs to the whole
+// batch (tables, prefix) is summed by chunk of graphs, and the chunks' sums are added in order.
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <limits>
+
+#include "ragged_attention/kernels.h"
+#include "ragged_attention/pack.h"
+#include "ragged_attention/product.h"
+
+namespace gtkern::ragged_attention {
+namespace {
+
+// Sums over the batch: one part for each chunk, null where not wanted.
+template <class A>
+struct Partial {
+  A *table = nullptr, *prefix_k = nullptr, *prefix_v = nullptr;
+};
+
+// scores and grad = dP -> dropped p, and ds = p (dP - delta). delta = sum of p dP is summed here:
+// taken as grad_out . out it would bring in how `out` was rounded, which tables' gradients, sums of
+// many ds, would show.
+template <class A>
+void differentiate(const Shape<A>& shape, std::int64_t rows, A* scores, A* grad,
+                   const std::uint16_t* bits, A kept, const A* lse) {
+  using L = Lanes<A>;
+  using V = typename L::V;
+  const std::int64_t last = shape.ld - L::kCount;
+  const int tail = static_cast<int>(shape.keys - last);
+  const V scale = L::splat(kept);
+  for (std::int64_t i = 0; i < rows; ++i, scores += shape.ld, grad += shape.ld) {
+    const V base = L::splat(lse[i]);
+    V sum = L::zero();
+    const auto first_pass = [&](std::int64_t j, V p, V d) {
+      if (bits) d = L::keep(bits[j / L::kCount], L::mul(d, scale));
+      sum = L::fma(p, d, sum);
+      L::store(scores + j, p);
+      L::store(grad + j, d);
+    };
+    for (std::int64_t j = 0; j < last; j += L::kCount) {
+      first_pass(j, L::exp2(L::sub(L::load(scores + j), base)), L::load(grad + j));
+    }
+    first_pass(last, L::first(tail, L::exp2(L::sub(L::load(scores + last), base)), L::zero()),
+               L::first(tail, L::load(grad + last), L::zero()));
+    const V delta = L::splat(L::sum(sum));
+    for (std::int64_t j = 0; j < shape.ld; j += L::kCount) {
+      const V p = L::load(scores + j);
+      L::store(grad + j, L::mul(p, L::sub(L::load(grad + j), delta)));
+      if (bits) L::store(scores + j, L::keep(bits[j / L::kCount], L::mul(p, scale)));
+    }
+    if (bits) bits += shape.ld / L::kCount;
+  }
+}
+
+template <class T, class A>
+class Worker {
+ public:
+  Worker(const Problem<T, A>& in, const QuadTable<A>& table, const Backward<T, A>& to,
+         const Partial<A>& partial)
+      : in_(in), table_(table), to_(to), partial_(partial), arena_(measure()) {
+    const std::int64_t rows = padded<A>(in.max_nodes + in.slots);
+    for (int c = 0; c < in.group(); ++c) {
+      for (A** each : {&k_[c], &transposed_k_[c], &grad_k_[c]}) *each = arena_.take(rows * wide_);
+      for (A** each : {&transposed_v_[c], &grad_v_[c]}) *each = arena_.take(rows * wide_v_);
+    }
+    v_ = arena_.take(rows * wide_v_);
+    for (A** each : {&q_, &grad_q_}) *each = arena_.take(most_block() * wide_);
+    grad_out_ = arena_.take(most_block() * wide_v_);
+    for (A** each : {&scores_, &grad_scores_}) *each = arena_.take(in.group() * most_scores());
+    lse_ = arena_.take(most_block());
+    if (in.dropout > 0) bits_.resize(kQuad * most_scores() / Lanes<A>::kCount);
+  }
+
+  void run(const Task& task) {
+    chunk_ = task.chunk;
+    const std::int64_t heads = task.head_end - task.head_begin;
+    const auto clear = [&](A* sums, std::int64_t size) {
+      if (sums)
+        std::fill_n(sums + (chunk_ * in_.heads + task.head_begin) * size, heads * size, A{});
+    };
+    clear(partial_.prefix_k, in_.slots * wide_);
+    clear(partial_.prefix_v, in_.slots * wide_v_);
+    if (partial_.table) {
+      const std::int64_t first = task.head_begin / kQuad, end = (task.head_end + kQuad - 1) / kQuad;
+      std::fill_n(table_sums(first), (end - first) * table_.quad_size(), A{});
+    }
+    for (std::int64_t graph = task.graph_begin; graph < task.graph_end; ++graph) {
+      if (in_.size(graph) == 0) continue;
+      const Shape<A> shape(in_.size(graph), in_.slots);
+      for (std::int64_t head = task.head_begin; head < task.head_end; head += in_.group()) {
+        differentiate_graph(
+            graph, shape, head,
+            static_cast<int>(std::min<std::int64_t>(in_.group(), task.head_end - head)));
+      }
+    }
+  }
+
+ private:
+  bool wants_keys() const { return to_.k || to_.prefix_k; }
+  bool wants_values() const { return to_.v || to_.prefix_v; }
+  bool wants_scores() const { return wants_keys() || to_.q || to_.table; }
+  A* table_sums(std::int64_t quad) const {
+    return partial_.table + (chunk_ * in_.quads() + quad) * table_.quad_size();
+  }
+
+  std::int64_t most_block() const { return std::min<std::int64_t>(in_.max_nodes, 256); }
+  std::int64_t most_scores() const {
+    const Shape<A> largest(in_.max_nodes, in_.slots);
+    return std::max<std::int64_t>(8192, largest.block * largest.ld);
+  }
+  std::int64_t measure() {
+    wide_ = padded<A>(in_.width);
+    wide_v_ = padded<A>(in_.value_width);
+    const std::int64_t rows = padded<A>(in_.max_nodes + in_.slots);
+    return in_.group() * rows * (3 * wide_ + 2 * wide_v_) + rows * wide_v_ +
+           most_block() * (2 * wide_ + wide_v_) + 2 * in_.group() * most_scores() +
+           padded<A>(most_block()) + 256;
+  }
+
+  void load_keys_and_values(std::int64_t graph, const Shape<A>& shape, std::int64_t head,
+                            int slot) {
+    const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
+    const std::int64_t first = in_.ptr[graph];
+    A* k = k_[slot];
+    widen<T, A>(in_.k + first * row + head * in_.width, row, shape.nodes, in_.width, 1, k);
+    widen<T, A>(in_.v + first * row_v + head * in_.value_width, row_v, shape.nodes, in_.value_width,
+                1, v_);
+    if (in_.slots) {
+      widen<T, A>(in_.prefix_k + head * in_.width, row, in_.slots, in_.width, 1,
+                  k + shape.nodes * wide_);
+      widen<T, A>(in_.prefix_v + head * in_.value_width, row_v, in_.slots, in_.value_width, 1,
+                  v_ + shape.nodes * wide_v_);
+    }
+    transpose<A>(k, shape.keys, in_.width, transposed_k_[slot]);
+    if (wants_scores()) transpose<A>(v_, shape.keys, in_.value_width, transposed_v_[slot]);
+  }
+
+  void differentiate_graph(std::int64_t graph, const Shape<A>& shape, std::int64_t head,
+                           int count) {
+    if (!shape.whole()) {
+      for (int c = 0; c < count; ++c) load_keys_and_values(graph, shape, head + c, c);
+    }
+    for (std::int64_t at = 0; at < shape.nodes; at += shape.block) {
+      const std::int64_t rows = std::min(shape.block, shape.nodes - at);
+      const std::int64_t head_stride = rows * shape.ld;
+      const std::int64_t pair = in_.pair_ptr[graph] + at * shape.nodes;
+      if (!table_.empty()) {
+        table_.look_up(head / kQuad, count, pair, rows, shape, scores_, head_stride);
+      }
+      if (in_.dropout > 0) {
+        draw_keep_bits(in_, graph, head / kQuad, at, rows, shape, bits_.data());
+      }
+      for (int c = 0; c < count; ++c) {
+        const int slot = shape.whole() ? 0 : c;
+        if (shape.whole()) load_keys_and_values(graph, shape, head + c, 0);
+        block(in_.ptr[graph] + at, rows, shape, head + c, slot, at == 0, scores_ + c * head_stride,
+              grad_scores_ + c * head_stride,
+              bits_.empty() ? nullptr : bits_.data() + c * head_stride / Lanes<A>::kCount);
+        if (shape.whole()) store_keys_and_values(graph, shape, head + c, 0);
+      }
+      if (partial_.table) {
+        table_.scatter(count, pair, rows, shape, grad_scores_, head_stride,
+                       table_sums(head / kQuad));
+      }
+    }
+    if (!shape.whole()) {
+      for (int c = 0; c < count; ++c) store_keys_and_values(graph, shape, head + c, c);
+    }
+  }
+
+  // The part of `rows` queries from row `query` of the batch, by one head.
+  void block(std::int64_t query, std::int64_t rows, const Shape<A>& shape, std::int64_t head,
+             int slot, bool first, A* scores, A* grad_scores, const std::uint16_t* bits) {
+    const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
+    widen<T, A>(in_.q + query * row + head * in_.width, row, rows, in_.width,
+                static_cast<A>(in_.scale * kLog2E), q_);
+    widen<T, A>(to_.grad_out + query * row_v + head * in_.value_width, row_v, rows, in_.value_width,
+                1, grad_out_);
+    load_lse(query, rows, head);
+    if (table_.empty()) {
+      product<A, false, Into::kSet>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
+                                    rows, shape.ld, in_.width);
+    } else {
+      product<A, false, Into::kAdd>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
+                                    rows, shape.ld, in_.width);
+    }
+    if (wants_scores()) {
+      product<A, false, Into::kSet>(grad_out_, wide_v_, transposed_v_[slot], shape.ld, grad_scores,
+                                    shape.ld, rows, shape.ld, in_.value_width);
+    }
+    differentiate(shape, rows, scores, grad_scores, bits, static_cast<A>(1 / (1 - in_.dropout)),
+                  lse_);
+    if (wants_values()) {
+      gather(first, scores, shape, grad_out_, wide_v_, rows, grad_v_[slot]);
+    }
+    if (wants_keys()) gather(first, grad_scores, shape, q_, wide_, rows, grad_k_[slot]);
+    if (to_.q) {
+      product<A, false, Into::kSet>(grad_scores, shape.ld, k_[slot], wide_, grad_q_, wide_, rows,
+                                    wide_, shape.keys);
+      narrow<T, A>(grad_q_, rows, in_.width, static_cast<A>(in_.scale), nullptr,
+                   to_.q + query * row + head * in_.width, row);
+    }
+  }
+
+  // to[j] (+)= sum over queries i of weight[i][j] from[i].
+  void gather(bool first, const A* weight, const Shape<A>& shape, const A* from, std::int64_t wide,
+              std::int64_t rows, A* to) {
+    if (first) {
+      product<A, true, Into::kSet>(weight, shape.ld, from, wide, to, wide, shape.keys, wide, rows);
+    } else {
+      product<A, true, Into::kAdd>(weight, shape.ld, from, wide, to, wide, shape.keys, wide, rows);
+    }
+  }
+
+  // In units of log2.
+  void load_lse(std::int64_t query, std::int64_t rows, std::int64_t head) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const A lse = to_.lse[(query + i) * in_.heads + head];
+      // a query without keys: exp(score - inf) = 0
+      lse_[i] = lse == -std::numeric_limits<A>::infinity() ? -lse : lse * static_cast<A>(kLog2E);
+    }
+  }
+
+  void store_keys_and_values(std::int64_t graph, const Shape<A>& shape, std::int64_t head,
+                             int slot) {
+    const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
+    const std::int64_t first = in_.ptr[graph];
+    // q_ has scale * log2(e) in it, and the scores' gradients are those of natural scores
+    const A unit = static_cast<A>(kLn2);
+    if (to_.k) {
+      narrow<T, A>(grad_k_[slot], shape.nodes, in_.width, unit, nullptr,
+                   to_.k + first * row + head * in_.width, row);
+    }
+    if (to_.v) {
+      narrow<T, A>(grad_v_[slot], shape.nodes, in_.value_width, 1, nullptr,
+                   to_.v + first * row_v + head * in_.value_width, row_v);
+    }
+    const auto add = [&](A* sums, const A* mine, std::int64_t size, A factor) {
+      if (!sums) return;
+      sums += (chunk_ * in_.heads + head) * size;
+      for (std::int64_t x = 0; x < size; ++x) sums[x] += factor * mine[x];
+    };
+    add(partial_.prefix_k, grad_k_[slot] + shape.nodes * wide_, in_.slots * wide_, unit);
+    add(partial_.prefix_v, grad_v_[slot] + shape.nodes * wide_v_, in_.slots * wide_v_, 1);
+  }
+
+  const Problem<T, A>& in_;
+  const QuadTable<A>& table_;
+  const Backward<T, A>& to_;
+  const Partial<A>& partial_;
+  std::int64_t wide_ = 0, wide_v_ = 0, chunk_ = 0;
+  Arena<A> arena_;
+  A *k_[kQuad] = {}, *transposed_k_[kQuad] = {}, *grad_k_[kQuad] = {};
+  A *transposed_v_[kQuad] = {}, *grad_v_[kQuad] = {};
+  A *v_, *q_, *grad_q_, *grad_out_, *scores_, *grad_scores_, *lse_;
+  std::vector<std::uint16_t> bits_;
+};
+
+// to[slot][head][d] = the sum over chunks of [chunk][head][slot][wide], in order.
+template <class T, class A>
+void merge_prefix(const Problem<T, A>& in, const A* partial, std::int64_t chunks,
+                  std::int64_t width, T* to) {
+  const std::int64_t wide = padded<A>(width), size = in.slots * wide;
+  std::vector<A> sum(size);
+  for (std::int64_t head = 0; head < in.heads; ++head) {
+    std::fill(sum.begin(), sum.end(), A{});
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const A* mine = partial + (chunk * in.heads + head) * size;
+      for (std::int64_t x = 0; x < size; ++x) sum[x] += mine[x];
+    }
+    narrow<T, A>(sum.data(), in.slots, width, 1, nullptr, to + head * width, in.heads * width);
+  }
+}
+
+}  // namespace
+
+template <class T, class A>
+void backward(const Problem<T, A>& in, const Backward<T, A>& grad) {
+  const QuadTable<A> table(in);
+  const std::int64_t by_prefix =
+      in.heads * in.slots *
+      ((grad.prefix_k ? padded<A>(in.width) : 0) + (grad.prefix_v ? padded<A>(in.value_width) : 0));
+  const std::int64_t by_table = grad.table ? in.quads() * table.quad_size() : 0;
+  // what the chunks' sums may take, in values
+  constexpr std::int64_t kMostPartial = 1 << 22;
+  const std::int64_t most_chunks = std::clamp<std::int64_t>(
+      kMostPartial / std::max<std::int64_t>(by_prefix + by_table, 1), 4, 1 << 20);
+  const Plan cut = plan(in, most_chunks);
+
+  Arena<A> arena(cut.chunks * (by_prefix + by_table) + 64);
+  Partial<A> partial;
+  if (grad.table) partial.table = arena.take(cut.chunks * by_table);
+  const std::int64_t rows = cut.chunks * in.heads * in.slots;
+  if (grad.prefix_k) partial.prefix_k = arena.take(rows * padded<A>(in.width));
+  if (grad.prefix_v) partial.prefix_v = arena.take(rows * padded<A>(in.value_width));
+
+  for_each_block_with(
+      static_cast<std::int64_t>(cut.tasks.size()),
+      [&] { return Worker<T, A>(in, table, grad, partial); },
+      [&](std::int64_t at, Worker<T, A>& worker) { worker.run(cut.tasks[at]); });
+
+  if (grad.table) {
+    table.merge(partial.table, cut.chunks, in.quads(), in.heads, in.table_rows, grad.table);
+  }
+  if (grad.prefix_k) merge_prefix(in, partial.prefix_k, cut.chunks, in.width, grad.prefix_k);
+  if (grad.prefix_v) merge_prefix(in, partial.prefix_v, cut.chunks, in.value_width, grad.prefix_v);
+}
+
+template void backward(const Problem<float, float>&, const Backward<float, float>&);
+template void backward(const Problem<double, double>&, const Backward<double, double>&);
+template void backward(const Problem<c10::BFloat16, float>&, const Backward<c10::BFloat16, float>&);
+template void backward(const Problem<c10::Half, float>&, const Backward<c10::Half, float>&);
+
+}  // namespace gtkern::ragged_attention
