@@ -17,8 +17,8 @@ PACKAGE = ROOT / "gtkern"
 LAYERS = (
     {"_native", "_check", "_graph", "_processes", "random"},
     {"_backends", "graph", "ragged"},
-    {"ops", "peers", "testing", "transforms"},
-    {"nn", "data"},
+    {"ops", "testing", "transforms"},
+    {"nn", "data", "peers"},
     {"models"},
     {"training"},
     {"methods"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.graphs import GraphSpec, edge_index
 from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
-from gtkern import Graph
+from gtkern import Graph, peers
 from gtkern.ops.neighbor_sampling import SamplingTable, op, sample_neighbors, sampling_table
 
 __all__ = ["ROOM"]
@@ -115,17 +115,7 @@ def _numpy_loop(problem: Problem, passes: str) -> Call:
     rng = np.random.default_rng(0)
 
     def run() -> tuple[_Array, _Array]:
-        picked = np.full((len(ptr) - 1, k), -1, dtype=np.int64)
-        for node in range(len(ptr) - 1):
-            begin, end = ptr[node], ptr[node + 1]
-            degree = end - begin
-            if degree > k:
-                key = rng.exponential(size=degree) / weight[begin:end]
-                picked[node] = begin + np.argpartition(key, k)[:k]
-            elif degree > 0:
-                chance = weight[begin:end] / weight[begin:end].sum()
-                picked[node, :degree] = np.arange(begin, end)
-                picked[node, degree:] = begin + rng.choice(degree, k - degree, p=chance)
+        picked = peers.sample_rows(ptr, weight, k, rng)
         missing = picked < 0
         return np.where(missing, -1, col[picked]), np.where(missing, -1, edge[picked])
 

@@ -208,7 +208,7 @@ class Spexphormer(NodeRun):
         return self.finish("phase2", task, seconds, details, edges_kept=kept_share)
 
     def _compare(self, graph: Graph, scores: Tensor) -> list[Comparison]:
-        """Time the first epochs of both phases on our ops and on plain PyG and torch."""
+        """Time the first epochs of both phases on our ops and on plain PyG, torch and NumPy."""
         settings = replace(
             self.settings,
             phase1=replace(self.settings.phase1, epochs=COMPARED_EPOCHS),
@@ -228,7 +228,12 @@ class Spexphormer(NodeRun):
             "phase2": (
                 lambda: SampledTask(settings, self.data, graph, scores, attend=ours_sampled),
                 lambda: SampledTask(
-                    settings, self.data, graph, scores, attend=peers.sampled_attention
+                    settings,
+                    self.data,
+                    graph,
+                    scores,
+                    attend=peers.sampled_attention,
+                    sample=_sample_as_peer,
                 ),
             ),
         }
@@ -263,3 +268,9 @@ class Spexphormer(NodeRun):
         with self.folder.replacing("plots/kept_edges.png") as part:
             kept = np.array(phases[-1].details["distinct_edges_by_layer_and_type"])
             plots.kept_edges(part, kept, graph.num_edges, EDGE_TYPES)
+
+
+def _sample_as_peer(*arguments: Any, epoch: int, **options: Any) -> Sequence[ops.Neighbors]:
+    """NumPy's samples; in the first epoch, which is not timed, ours, so that losses are equal."""
+    sample = peers.sample_neighbors if epoch else ops.sample_neighbors
+    return sample(*arguments, epoch=epoch, **options)

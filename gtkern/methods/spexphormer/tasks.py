@@ -133,6 +133,7 @@ class SampledTask(NodeTask):
         graph: the augmented graph.
         scores: float32 [L, E] on the CPU, in the order of the graph's edges.
         attend: stands in for sampled_attention.
+        sample: stands in for sample_neighbors, with the scores as weights.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class SampledTask(NodeTask):
         scores: Tensor,
         *,
         attend: Callable[..., Any] = ops.sampled_attention,
+        sample: Callable[..., Sequence[ops.Neighbors]] | None = None,
     ) -> None:
         phase = settings.phase2
         network = SampledExphormer(
@@ -169,7 +171,8 @@ class SampledTask(NodeTask):
         self.settings = phase
         self.seed = settings.seed
         self.graph = graph.to("cpu")
-        self.weight = self._weight(scores)
+        self.weight = self._weight(scores) if sample is None else scores
+        self.draw = sample or ops.sample_neighbors
         self.rows = own_rows(self.graph)
         self.sampled_in: int | None = None
         self.neighbors: Sequence[ops.Neighbors] = ()
@@ -196,7 +199,7 @@ class SampledTask(NodeTask):
         if epoch != self.sampled_in:
             # the old sample first: there is room for one
             self.neighbors = ()
-            self.neighbors = ops.sample_neighbors(
+            self.neighbors = self.draw(
                 self.graph,
                 self.weight,
                 list(self.settings.neighbors),
