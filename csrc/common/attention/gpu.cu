@@ -16,6 +16,7 @@
 #include "common/attention/gpu_merge.cuh"
 #include "common/check.h"
 #include "common/launch.h"
+#include "common/sum_rows.cuh"
 
 namespace gtkern::attention::gpu {
 namespace {
@@ -183,21 +184,6 @@ template <typename T>
 void launch_merge(const MergeParams<T>& params, cudaStream_t stream) {
   launch(merge_kernel<T>, params.num_heavy * params.heads, kThreads, kThreads * sizeof(float),
          stream, params);
-}
-
-// result [columns] = the sum of the rows of `parts` [rows, columns].
-void sum_rows(const Tensor& parts, int64_t rows, const Tensor& result, cudaStream_t stream) {
-  constexpr int64_t kFewRows = 64, kMostParts = 64;
-  const int64_t columns = result.numel(), column_blocks = divide_up(columns, kSumColumns);
-  const auto sum = [&](const float* in, int64_t in_rows, int64_t out_rows, float* out) {
-    launch(sum_rows_kernel, out_rows * column_blocks, kThreads, kThreads * sizeof(float), stream,
-           in, in_rows, columns, divide_up(in_rows, out_rows), column_blocks, out);
-  };
-  if (rows <= kFewRows) return sum(floats(parts), rows, 1, floats(result));
-  const int64_t middle_rows = std::min(kMostParts, divide_up(rows, kFewRows));
-  const Tensor middle = empty_floats(parts, {middle_rows, columns});
-  sum(floats(parts), rows, middle_rows, floats(middle));
-  sum(floats(middle), middle_rows, 1, floats(result));
 }
 
 Features features_of(const TermTensors& terms, const Numbers& numbers, bool scores) {
@@ -414,9 +400,9 @@ NineTensors backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out
     }
     launch_merge(merge, scope.stream());
     if (grad_key_table.numel() > 0)
-      sum_rows(part_key_table, walkers, grad_key_table, scope.stream());
+      sum_rows<float>(part_key_table, walkers, grad_key_table, scope.stream());
     if (grad_bias_table.numel() > 0) {
-      sum_rows(part_bias_table, walkers, grad_bias_table, scope.stream());
+      sum_rows<float>(part_bias_table, walkers, grad_bias_table, scope.stream());
     }
     if (grad_edge_attr.numel() > 0) {
       EdgeAttrParams<T> attr;

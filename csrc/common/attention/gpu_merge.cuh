@@ -88,28 +88,4 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   }
 }
 
-constexpr int kSumColumns = 32;
-
-// Block (x, y) sums rows y * rows_per_part and the next of kSumColumns columns of `in` [rows,
-// columns] into `out` [parts, columns]: each entry by one thread's loop and a fixed tree.
-static __global__ void __launch_bounds__(kThreads)
-    sum_rows_kernel(const float* in, int64_t rows, int64_t columns, int64_t rows_per_part,
-                    int64_t column_blocks, float* out) {
-  GTKERN_DYNAMIC_SHARED(float, shared);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t part = blockIdx.x / column_blocks;
-  const int64_t column = blockIdx.x % column_blocks * kSumColumns + thread % kSumColumns;
-  const int64_t begin = part * rows_per_part;
-  const int64_t end = begin + rows_per_part < rows ? begin + rows_per_part : rows;
-  float sum = 0.0f;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t row = begin + thread / kSumColumns; row < end; row += kThreads / kSumColumns) {
-      sum += in[row * columns + column];
-    }
-  }
-  sum = block_fold(sum, kSumColumns, shared, Add());
-  if (thread < kSumColumns && column < columns) out[part * columns + column] = sum;
-}
-
 }  // namespace gtkern::attention::gpu

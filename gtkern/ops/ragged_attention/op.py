@@ -18,7 +18,7 @@ from gtkern.ragged import PairIndex, Ragged
 
 __all__ = ["ragged_attention"]
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def ragged_attention(
