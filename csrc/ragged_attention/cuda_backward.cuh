@@ -239,7 +239,7 @@ __device__ __forceinline__ void prefix_rows(const Call<T>& call, const Backward<
 // One block per (run of items, head); a group of lanes per row. Each row of a gradient is written
 // by one group, each histogram's column by one thread at a time: no atomics, deterministic.
 template <typename T, int ACCESS, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const __grid_constant__ Call<T> call, const __grid_constant__ Backward<T> b,
                     const __grid_constant__ Work work) {
   GTKERN_DYNAMIC_SHARED(float, shared);

@@ -7,7 +7,7 @@ namespace gtkern::ragged_attention {
 // One group of lanes per (query, head); a block has neighbouring queries of one graph. Each row of
 // `out` and each entry of `lse` is written by one group: no atomics, deterministic.
 template <typename T, int ACCESS, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ Call<T> call, const __grid_constant__ Work work, T* out,
                    float* lse) {
   using Row = Slice<CHUNKS, kPacketSize<T>>;

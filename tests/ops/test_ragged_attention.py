@@ -410,6 +410,20 @@ def calls(draw: strategies.DrawFn) -> Call:
 
 
 @everywhere
+@pytest.mark.parametrize(
+    ("sizes", "width", "entries"), [((1,) * 30 + (140,), 40, 5), ((3, 2), 2, 20_000)],
+    ids=["one_large_graph_among_small_ones", "a_table_that_no_block_sums_at_once"],
+)  # fmt: skip
+def test_where_kernels_cut_their_work_in_another_way(
+    backend: str, device: torch.device, sizes: Sequence[int], width: int, entries: int
+) -> None:
+    call = make(sizes, heads=1, width=width, bias=(("int16", entries),), masked=0.1)
+    expected = oracle(ROOM, call, torch.float32)
+    found = run(ROOM, call.cast(torch.float32, device), backend)
+    assert_all_within_budget(found, expected, torch.float32)
+
+
+@everywhere
 def test_any_batch_with_any_options(backend: str, device: torch.device) -> None:
     if backend == "reference":
         pytest.skip("the reference in float64 is the yardstick")
