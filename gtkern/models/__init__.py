@@ -10,6 +10,7 @@ from gtkern.models.exphormer import Exphormer, SampledExphormer, ScoreEstimator,
 if TYPE_CHECKING:
     from gtkern.models.graphgps import GraphGPS, GraphGPSSettings
     from gtkern.models.graphormer import Graphormer, GraphormerSettings
+    from gtkern.models.graphormer_checkpoint import load_checkpoint
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
     from gtkern.models.light import LiGhT, LiGhTSettings
 
@@ -26,6 +27,7 @@ __all__ = [
     "SampledExphormer",
     "ScoreEstimator",
     "augment",
+    "load_checkpoint",
 ]
 
 _LATER = {
@@ -36,6 +38,7 @@ _LATER = {
     "Graphormer": "graphormer",
     "GraphormerSettings": "graphormer",
     "LiGhT": "light",
+    "load_checkpoint": "graphormer_checkpoint",
     "LiGhTSettings": "light",
 }
 """Where names are that are loaded on first use: PyG takes longer to load than all else here."""

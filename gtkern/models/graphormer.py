@@ -119,6 +119,7 @@ class PathBias(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.max_distance = heads, max_distance
+        self.edge_features = tuple(edge_features or ())
         self.path_length = path_length if edge_features else 0
         self.virtual_distance = nn.Parameter(torch.empty(1, heads))
         self.distance = nn.Parameter(torch.empty(max_distance + 2, heads))
