@@ -32,6 +32,7 @@ from gtkern.models.exphormer import SampledExphormer
 from gtkern.training.batches import Batch, NodeBatches
 from gtkern.training.errors import InterruptedRunError, UserError
 from gtkern.training.fit import fit
+from gtkern.training.node import aligned
 from gtkern.training.run import RunFolder, comparison_table, read_summary, table
 from gtkern.training.task import Best
 
@@ -251,6 +252,17 @@ def test_resuming_on_another_graph_is_refused(tmp_path: pathlib.Path) -> None:
     method = Spexphormer(small(), minesweeper(0, rows=10), RunFolder(tmp_path), console=QUIET)
     with pytest.raises(UserError, match="cannot resume: the scores"):
         method.run(resume=True)
+
+
+def test_features_are_read_from_a_cache_line_on() -> None:
+    whole = torch.arange(400.0)
+    shift = (-whole.data_ptr() % 64) // 4
+    inside = whole[shift + 4 :][:80].view(10, 8)
+    copy = aligned(inside)
+    assert copy.data_ptr() % 64 == 0
+    assert torch.equal(copy, inside)
+    there = whole[shift:][:80].view(10, 8)
+    assert aligned(there) is there
 
 
 def test_sampled_edges_change_every_epoch_and_come_back() -> None:

@@ -225,9 +225,12 @@ class SampledTask(NodeTask):
         layers = ops.layer_batches(targets, self.neighbors)
         if self.x.device.type != "cpu":
             return None, layers
-        # NumPy's gather takes one thread, and leaves the others to the training
-        rows = np.take(self.x.numpy(), layers[0].nodes.numpy(), axis=0)
-        return torch.from_numpy(rows), layers
+        nodes = layers[0].nodes
+        rows = self.x.new_empty(nodes.numel(), self.x.size(1))
+        # NumPy's gather takes one thread, and leaves the others to the training; "clip", for its
+        # checks of every index need a copy of the result
+        np.take(self.x.numpy(), nodes.numpy(), axis=0, out=rows.numpy(), mode="clip")
+        return rows, layers
 
     def logits(self, batch: Batch) -> Tensor:
         """The network's output for the targets, over the nodes that their sampled edges reach."""
