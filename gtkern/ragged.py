@@ -202,13 +202,16 @@ class PairIndex:
         _check.shape("index", index, "num_pairs", (ragged.num_pairs,))
         _check.same_device(ragged=ragged.ptr, index=index)
         masked = cls.MASKED[index.dtype]
-        wrong = ((index < 0) | (index >= num_entries)) & (index != masked)
-        if bool(wrong.any()):
-            at = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"index must be 0 .. {num_entries - 1} (num_entries - 1) or {masked} (masked), "
-                f"got {int(index[at])} at pair {at}"
-            )
+        low, high = torch.aminmax(index) if index.numel() else (0, 0)
+        if int(low) < 0 or int(high) >= num_entries:
+            # masked pairs look so too
+            wrong = ((index < 0) | (index >= num_entries)) & (index != masked)
+            if bool(wrong.any()):
+                at = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"index must be 0 .. {num_entries - 1} (num_entries - 1) or {masked} (masked), "
+                    f"got {int(index[at])} at pair {at}"
+                )
         # a copy only of what is not contiguous: an index is as large as the pairs
         return cls(index.detach().contiguous(), num_entries)
 

@@ -1,4 +1,4 @@
-// Sixteen lanes of integers and floats, and Philox in all of them.
+// Sixteen lanes of integers and floats, and Philox in all of them, its words in their places.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include "common/philox_lanes.h"
 #include "common/simd.h"
 
 namespace gtkern::neighbor_sampling {
@@ -18,11 +19,11 @@ constexpr int kLanes = 16;
 // words that come out of one call of Philox in all lanes
 constexpr int kChunk = 4 * kLanes;
 
-using U16 = std::uint32_t __attribute__((vector_size(64)));
+using simd::bits_as, simd::even_lanes, simd::join_high, simd::join_low, simd::odd_lanes;
+using simd::product, simd::signed_product;
+using simd::U16, simd::U8;
 using I16 = std::int32_t __attribute__((vector_size(64)));
 using F16 = float __attribute__((vector_size(64)));
-using U8 = std::uint64_t __attribute__((vector_size(64)));
-using I8 = std::int64_t __attribute__((vector_size(64)));
 
 template <class V, class P>
 GTKERN_INLINE V load_lanes(const P* p) {
@@ -34,53 +35,6 @@ template <class V, class P>
 GTKERN_INLINE void store_lanes(P* p, V x) {
   std::memcpy(p, &x, sizeof x);
 }
-template <class To, class From>
-GTKERN_INLINE To bits_as(From x) {
-  static_assert(sizeof(To) == sizeof(From));
-  To y;
-  std::memcpy(&y, &x, sizeof y);
-  return y;
-}
-
-// The even and the odd lanes, each in the low half of a 64-bit lane; high halves hold anything.
-GTKERN_INLINE U8 even_lanes(U16 x) { return bits_as<U8>(x); }
-GTKERN_INLINE U8 odd_lanes(U16 x) { return bits_as<U8>(x) >> 32; }
-
-// Products of the low halves. (Masked by all ones: GCC 12 warns of its own unmasked intrinsics.)
-GTKERN_INLINE U8 product(U8 a, U8 b) {
-#ifdef __AVX512F__
-  return bits_as<U8>(_mm512_maskz_mul_epu32(0xff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
-#else
-  return (a & 0xffffffffu) * (b & 0xffffffffu);
-#endif
-}
-GTKERN_INLINE U8 signed_product(U8 a, U8 b) {
-#ifdef __AVX512F__
-  return bits_as<U8>(_mm512_maskz_mul_epi32(0xff, bits_as<__m512i>(a), bits_as<__m512i>(b)));
-#else
-  const I8 x = bits_as<I8>(a << 32) >> 32, y = bits_as<I8>(b << 32) >> 32;
-  return bits_as<U8>(x * y);
-#endif
-}
-
-// Lanes out of the high (low) halves of products of the even and the odd lanes.
-GTKERN_INLINE U16 join_high(U8 even, U8 odd) {
-#ifdef __AVX512F__
-  return bits_as<U16>(
-      _mm512_mask_mov_epi32(bits_as<__m512i>(even >> 32), 0xAAAA, bits_as<__m512i>(odd)));
-#else
-  return bits_as<U16>((even >> 32) | (odd & 0xffffffff00000000u));
-#endif
-}
-GTKERN_INLINE U16 join_low(U8 even, U8 odd) {
-#ifdef __AVX512F__
-  return bits_as<U16>(
-      _mm512_mask_mov_epi32(bits_as<__m512i>(even), 0xAAAA, bits_as<__m512i>(odd << 32)));
-#else
-  return bits_as<U16>((even & 0xffffffffu) | (odd << 32));
-#endif
-}
-
 GTKERN_INLINE U16 leading_zeros(U16 x) {
 #ifdef __AVX512CD__
   return bits_as<U16>(_mm512_lzcnt_epi32(bits_as<__m512i>(x)));
@@ -123,20 +77,7 @@ constexpr U16 kCounters = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}
 // (4 n + w) % 16 of words[n / 4]. Lane 4 l + j must hold counter 4 j + l: the order in which the
 // transposition at the end leaves everything in its place.
 GTKERN_INLINE void philox_lanes(std::uint64_t seed, U16 c0, U16 c1, U16 c2, U16 c3, U16 words[4]) {
-  std::uint32_t key0 = static_cast<std::uint32_t>(seed);
-  std::uint32_t key1 = static_cast<std::uint32_t>(seed >> 32);
-  const U8 factor0 = U8{} + 0xD2511F53u, factor1 = U8{} + 0xCD9E8D57u;
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-    const U8 even0 = product(even_lanes(c0), factor0), odd0 = product(odd_lanes(c0), factor0);
-    const U8 even1 = product(even_lanes(c2), factor1), odd1 = product(odd_lanes(c2), factor1);
-    c0 = join_high(even1, odd1) ^ c1 ^ key0;
-    c1 = join_low(even1, odd1);
-    c2 = join_high(even0, odd0) ^ c3 ^ key1;
-    c3 = join_low(even0, odd0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+  simd::philox_rounds(seed, c0, c1, c2, c3);
   // 4 x 4 transpositions inside every group of four lanes
   const U16 a =
       __builtin_shuffle(c0, c1, U16{0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29});

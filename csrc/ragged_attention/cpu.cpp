@@ -18,6 +18,13 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// q, k and v may be parts of one projection: only a row's heads must lie one after the other.
+std::int64_t row_stride(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.numel() == 0 || (rows.stride(2) == 1 && rows.stride(1) == rows.size(2)),
+                  "the heads of a row must lie one after the other");
+  return rows.stride(0);
+}
+
 template <class T, class A>
 Problem<T, A> problem_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ptr,
                          const Tensor& pair_ptr, std::int64_t max_nodes,
@@ -31,6 +38,9 @@ Problem<T, A> problem_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
   in.heads = q.size(1);
   in.width = q.size(2);
   in.value_width = v.size(2);
+  in.q_row = row_stride(q);
+  in.k_row = row_stride(k);
+  in.v_row = row_stride(v);
   in.max_nodes = max_nodes;
   in.ptr = ptr.const_data_ptr<std::int64_t>();
   in.pair_ptr = pair_ptr.const_data_ptr<std::int64_t>();

@@ -94,9 +94,10 @@ class Worker {
   void load_keys_and_values(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int c) {
     const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
     const std::int64_t first = in_.ptr[graph];
-    widen<T, A>(in_.k + first * row + head * in_.width, row, shape.nodes, in_.width, 1, k_);
-    widen<T, A>(in_.v + first * row_v + head * in_.value_width, row_v, shape.nodes, in_.value_width,
-                1, v_[c]);
+    widen<T, A>(in_.k + first * in_.k_row + head * in_.width, in_.k_row, shape.nodes, in_.width, 1,
+                k_);
+    widen<T, A>(in_.v + first * in_.v_row + head * in_.value_width, in_.v_row, shape.nodes,
+                in_.value_width, 1, v_[c]);
     if (in_.slots) {
       widen<T, A>(in_.prefix_k + head * in_.width, row, in_.slots, in_.width, 1,
                   k_ + shape.nodes * wide_);
@@ -104,6 +105,17 @@ class Worker {
                   v_[c] + shape.nodes * wide_v_);
     }
     transpose<A>(k_, shape.keys, in_.width, transposed_k_[c]);
+  }
+
+  void prefetch(std::int64_t graph, const Shape<A>& shape, std::int64_t head) {
+    if (head >= in_.heads) return;
+    const std::int64_t first = in_.ptr[graph], n = shape.nodes;
+    const std::int64_t column = head * in_.width, column_v = head * in_.value_width;
+    const std::int64_t row_v = in_.heads * in_.value_width;
+    prefetch_slices<false>(in_.q + first * in_.q_row + column, in_.q_row, n, in_.width);
+    prefetch_slices<false>(in_.k + first * in_.k_row + column, in_.k_row, n, in_.width);
+    prefetch_slices<false>(in_.v + first * in_.v_row + column_v, in_.v_row, n, in_.value_width);
+    prefetch_slices<true>(to_.out + first * row_v + column_v, row_v, n, in_.value_width);
   }
 
   void attend(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int count) {
@@ -122,7 +134,10 @@ class Worker {
       }
       for (int c = 0; c < count; ++c) {
         const int slot = shape.whole() ? 0 : c;
-        if (shape.whole()) load_keys_and_values(graph, shape, head + c, 0);
+        if (shape.whole()) {
+          prefetch(graph, shape, head + c + 1);
+          load_keys_and_values(graph, shape, head + c, 0);
+        }
         block(in_.ptr[graph] + at, rows, shape, head + c, slot, scores_ + c * head_stride,
               bits_.empty() ? nullptr : bits_.data() + c * head_stride / Lanes<A>::kCount);
       }
@@ -133,8 +148,8 @@ class Worker {
   void block(std::int64_t query, std::int64_t rows, const Shape<A>& shape, std::int64_t head,
              int slot, A* scores, const std::uint16_t* bits) {
     using L = Lanes<A>;
-    const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
-    widen<T, A>(in_.q + query * row + head * in_.width, row, rows, in_.width,
+    const std::int64_t row_v = in_.heads * in_.value_width;
+    widen<T, A>(in_.q + query * in_.q_row + head * in_.width, in_.q_row, rows, in_.width,
                 static_cast<A>(in_.scale * kLog2E), q_);
     if (table_.empty()) {
       product<A, false, Into::kSet>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/philox.h"
+#include "common/philox_lanes.h"
 #include "ragged_attention/problem.h"
 
 namespace gtkern::ragged_attention {
@@ -217,6 +218,18 @@ class QuadTable {
   std::int64_t rows_ = 0, zero_row_ = 0;
 };
 
+// Bit l is set where lane l is at least `bound`.
+GTKERN_INLINE std::uint32_t at_least(simd::U16 x, std::uint32_t bound) {
+#ifdef __AVX512F__
+  return _mm512_cmpge_epu32_mask(simd::bits_as<__m512i>(x),
+                                 _mm512_set1_epi32(static_cast<int>(bound)));
+#else
+  std::uint32_t bits = 0;
+  for (int l = 0; l < simd::kLanes; ++l) bits |= static_cast<std::uint32_t>(x[l] >= bound) << l;
+  return bits;
+#endif
+}
+
 // Which pairs the dropout keeps, as bits of vectors of keys: bits[(c * rows + i) * vectors + x] for
 // head 4 * quad + c, local query first + i, keys kLanes * x and after.
 template <class T, class A>
@@ -230,19 +243,21 @@ void draw_keep_bits(const Problem<T, A>& in, std::int64_t graph, std::int64_t qu
     const std::int64_t query = in.ptr[graph] + first + i;
     const std::int64_t pair = in.pair_ptr[graph] + (first + i) * shape.nodes;
     const std::int64_t slot = in.pairs + query * in.slots - shape.nodes;
-    for (std::int64_t x = 0; x < vectors; ++x) {
-      std::uint32_t kept[kQuad][kLanes];
-#pragma omp simd
-      for (int l = 0; l < kLanes; ++l) {
-        const std::int64_t j = x * kLanes + l;
-        const std::int64_t item = j < shape.nodes ? pair + j : slot + j;
-        const PhiloxWords words = item_words(in.seed, item, static_cast<std::uint32_t>(quad));
-        for (int c = 0; c < kQuad; ++c) kept[c][l] = words.word[c] >= threshold;
+    for (std::int64_t j = 0; j < shape.ld; j += simd::kLanes) {
+      simd::U16 low, high, slice = simd::U16{} + static_cast<std::uint32_t>(quad), rest{};
+      for (int l = 0; l < simd::kLanes; ++l) {
+        const auto item = static_cast<std::uint64_t>((j + l < shape.nodes ? pair : slot) + j + l);
+        low[l] = static_cast<std::uint32_t>(item);
+        high[l] = static_cast<std::uint32_t>(item >> 32);
       }
+      simd::philox_rounds(in.seed, low, high, slice, rest);
+      const simd::U16 words[kQuad] = {low, high, slice, rest};
       for (int c = 0; c < kQuad; ++c) {
-        std::uint32_t all = 0;
-        for (int l = 0; l < kLanes; ++l) all |= kept[c][l] << l;
-        bits[(c * rows + i) * vectors + x] = static_cast<std::uint16_t>(all);
+        const std::uint32_t kept = at_least(words[c], threshold);
+        std::uint16_t* to = bits + (c * rows + i) * vectors + j / kLanes;
+        for (int part = 0; part < simd::kLanes / kLanes && j + part * kLanes < shape.ld; ++part) {
+          to[part] = static_cast<std::uint16_t>(kept >> part * kLanes & ((1u << kLanes) - 1));
+        }
       }
     }
   }

@@ -28,6 +28,7 @@ template <class T, class A>
 struct Problem {
   std::int64_t graphs = 0, nodes = 0, pairs = 0, slots = 0, max_nodes = 0;
   std::int64_t heads = 0, width = 0, value_width = 0;
+  std::int64_t q_row = 0, k_row = 0, v_row = 0;  // from one row of the batch to the next
   const std::int64_t *ptr = nullptr, *pair_ptr = nullptr;
   const T *q = nullptr, *k = nullptr, *v = nullptr, *prefix_k = nullptr, *prefix_v = nullptr;
   std::vector<Index> indices;
@@ -108,6 +109,20 @@ Plan plan(const Problem<T, A>& in, std::int64_t most_chunks) {
                    [&](std::int64_t a, std::int64_t b) { return cost[a] > cost[b]; });
   for (const std::int64_t at : order) made.tasks.push_back(tasks[at]);
   return made;
+}
+
+// Asks for the slices [width] of `rows` rows, which a task reads (or writes) next: slices of one
+// head lie too far apart for the hardware to see them coming.
+template <bool kWrite, class T>
+GTKERN_INLINE void prefetch_slices(const T* from, std::int64_t stride, std::int64_t rows,
+                                   std::int64_t width) {
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t bytes = width * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const char* row = reinterpret_cast<const char*>(from + i * stride);
+    for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(row + at, kWrite, 3);
+    __builtin_prefetch(row + bytes - 1, kWrite, 3);
+  }
 }
 
 // Matrices of one thread, handed out one after the other, each on a cache line.

@@ -19,7 +19,9 @@ from contract import (
     Sample,
     assert_all_within_budget,
     assert_bit_equal,
+    cotangent,
     fast,
+    lazy_zeros,
     oracle,
     pairs,
     run,
@@ -501,3 +503,42 @@ def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.d
     (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
     with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
         torch.autograd.grad(first.square().sum(), leaves["k"])
+
+
+@everywhere
+def test_parts_of_one_projection_are_read_where_they_lie(
+    backend: str, device: torch.device
+) -> None:
+    ragged = ragged_of((5, 0, 19)).to(device)
+    projected = torch.randn(24, 3, 4, 10, device=device)
+
+    def gradients(parts: list[Tensor]) -> dict[str, Tensor]:
+        out = ops.ragged_attention(*parts, ragged, backend=backend)
+        found = torch.autograd.grad(out, parts, cotangent(out, 0))
+        return dict(zip(("out", *"qkv"), (out.detach(), *found), strict=True))
+
+    strided = [part.detach().requires_grad_() for part in projected.unbind(1)]
+    dense = [part.contiguous().requires_grad_() for part in projected.unbind(1)]
+    assert not strided[0].is_contiguous()
+    assert_bit_equal(gradients(strided), gradients(dense))
+
+
+@pytest.mark.large
+def test_more_than_two_to_the_31_pairs() -> None:
+    """The second graph's pairs lie past 2^31; its result is the one it has alone."""
+    sizes = (46_342, 9)
+    ragged = ragged_of(sizes)
+    assert ragged.num_pairs - 81 > 2**31
+    index = lazy_zeros(ragged.num_pairs, 1, 1, torch.uint8).view(-1)
+    index[-81:] = torch.randint(3, (81,), dtype=torch.uint8)
+    q, k, v = torch.randn(3, ragged.num_nodes, 1, 1)
+    table = torch.randn(3, 1)
+
+    def attended(first: int, batch: Ragged, entries: Tensor) -> Tensor:
+        # made without its check, which reads every pair once more
+        bias = [(PairIndex(entries, 3), table)]
+        out = ops.ragged_attention(q[first:], k[first:], v[first:], batch, bias=bias, backend="cpu")
+        return out[-9:]
+
+    alone = attended(sizes[0], ragged_of(sizes[1:]), index[-81:].clone())
+    assert torch.equal(attended(0, ragged, index), alone)

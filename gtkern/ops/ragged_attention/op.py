@@ -100,9 +100,10 @@ def ragged_attention(
         stacked = Bias(index, table, first_row)
         return reference.forward(q, k, v, ragged, stacked, prefix, options).out
     out: Tensor = torch.ops.gtkern.ragged_attention_fwd(
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
+        *(
+            rows if chosen == "cpu" and _whole_rows(rows) else rows.contiguous()
+            for rows in (q, k, v)
+        ),
         ragged.ptr,
         ragged.pair_ptr,
         ragged.max_nodes,
@@ -198,6 +199,11 @@ def _check_prefix(prefix_k: Tensor | None, prefix_v: Tensor | None, q: Tensor, v
     _check.same_dtype("prefix_k", prefix_k, "q", q)
     _check.same_dtype("prefix_v", prefix_v, "q", q)
     return Prefix(prefix_k, prefix_v)
+
+
+def _whole_rows(rows: Tensor) -> bool:
+    """Whether only the rows lie apart, as in parts of one projection: the CPU kernels read such."""
+    return rows.stride(2) == 1 and rows.stride(1) == rows.size(2) and rows.stride(0) > 0
 
 
 def _options(scale: float, dropout: float, seed: Tensor | None) -> Options:
@@ -308,7 +314,7 @@ def _backward_fake(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (q, k, v, table, prefix_k, prefix_v)
     return tuple(
-        torch.empty_like(tensor)
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
         if needed and tensor is not None
         else q.new_empty(0, dtype=table.dtype if tensor is table and table is not None else q.dtype)
         for tensor, needed in zip(inputs, needs, strict=True)
