@@ -244,12 +244,15 @@ void draw_keep_bits(const Problem<T, A>& in, std::int64_t graph, std::int64_t qu
     const std::int64_t pair = in.pair_ptr[graph] + (first + i) * shape.nodes;
     const std::int64_t slot = in.pairs + query * in.slots - shape.nodes;
     for (std::int64_t j = 0; j < shape.ld; j += simd::kLanes) {
-      simd::U16 low, high, slice = simd::U16{} + static_cast<std::uint32_t>(quad), rest{};
+      alignas(64) std::uint32_t lows[simd::kLanes], highs[simd::kLanes];
       for (int l = 0; l < simd::kLanes; ++l) {
         const auto item = static_cast<std::uint64_t>((j + l < shape.nodes ? pair : slot) + j + l);
-        low[l] = static_cast<std::uint32_t>(item);
-        high[l] = static_cast<std::uint32_t>(item >> 32);
+        lows[l] = static_cast<std::uint32_t>(item);
+        highs[l] = static_cast<std::uint32_t>(item >> 32);
       }
+      simd::U16 low, high, slice = simd::U16{} + static_cast<std::uint32_t>(quad), rest{};
+      std::memcpy(&low, lows, sizeof low);
+      std::memcpy(&high, highs, sizeof high);
       simd::philox_rounds(in.seed, low, high, slice, rest);
       const simd::U16 words[kQuad] = {low, high, slice, rest};
       for (int c = 0; c < kQuad; ++c) {
