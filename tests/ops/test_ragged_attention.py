@@ -524,21 +524,20 @@ def test_parts_of_one_projection_are_read_where_they_lie(
 
 
 @pytest.mark.large
-def test_more_than_two_to_the_31_pairs() -> None:
-    """The second graph's pairs lie past 2^31; its result is the one it has alone."""
-    sizes = (46_342, 9)
-    ragged = ragged_of(sizes)
-    assert ragged.num_pairs - 81 > 2**31
-    index = lazy_zeros(ragged.num_pairs, 1, 1, torch.uint8).view(-1)
-    index[-81:] = torch.randint(3, (81,), dtype=torch.uint8)
-    q, k, v = torch.randn(3, ragged.num_nodes, 1, 1)
-    table = torch.randn(3, 1)
+def test_pairs_past_two_to_the_31_are_found() -> None:
+    """The second graph's pairs lie past 2^31, behind a gap that stands for a huge graph's."""
+    sizes, gap = (5, 9), 2**31
+    near = ragged_of(sizes)
+    far = Ragged(near.ptr, near.pair_ptr + torch.tensor([0, gap, gap]), near.max_nodes)
+    index = torch.randint(3, (near.num_pairs,), dtype=torch.uint8)
+    wide = lazy_zeros(far.num_pairs, 1, 1, torch.uint8).view(-1)
+    wide[:25], wide[-81:] = index[:25], index[25:]
 
-    def attended(first: int, batch: Ragged, entries: Tensor) -> Tensor:
-        # made without its check, which reads every pair once more
-        bias = [(PairIndex(entries, 3), table)]
-        out = ops.ragged_attention(q[first:], k[first:], v[first:], batch, bias=bias, backend="cpu")
-        return out[-9:]
+    def attended(ragged: Ragged, entries: Tensor) -> dict[str, Tensor]:
+        call = make(sizes, bias=(("uint8", 3),)).cast(torch.float32)
+        # made without its check, which reads every pair
+        call.others.update(ragged=ragged, index_0=PairIndex(entries, 3))
+        return run(ROOM, call, "cpu")
 
-    alone = attended(sizes[0], ragged_of(sizes[1:]), index[-81:].clone())
-    assert torch.equal(attended(0, ragged, index), alone)
+    assert far.num_pairs > 2**31
+    assert_bit_equal(attended(far, wide), attended(near, index))
