@@ -1,13 +1,15 @@
-// sampled_attention for CPU tensors: drops the padding, groups the neighbours by edge type inside a
-// row (and, for backward, by source), and calls the shared attention kernels. Both groupings take
-// one pass over [N_dst, K] small integers, little beside the attention itself.
+// sampled_attention for CPU tensors: the direct kernels where they take the problem. Else it drops
+// the padding, groups the neighbours by edge type inside a row (and, for backward, by source), and
+// calls the shared attention kernels.
 
 #include <torch/csrc/stable/library.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "common/attention/binding.h"
 #include "common/counting_sort.h"
+#include "sampled_attention/direct.h"
 #include "sampled_attention/schema.h"
 
 namespace gtkern::sampled_attention {
@@ -98,6 +100,11 @@ class Grouped {
   std::vector<std::uint8_t> type_;
 };
 
+Places places_of(const Tensor& neighbors, const Tensor& edge_type) {
+  return {neighbors.size(1), neighbors.const_data_ptr<std::int32_t>(),
+          pointer_or_null<std::uint8_t>(edge_type)};
+}
+
 attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& neighbors, const Tensor& edge_type,
                                const OptionalTensor& key_table, const OptionalTensor& bias_table,
@@ -105,13 +112,19 @@ attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v
                                const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
                                double scale, double clamp, double temperature, double dropout,
                                double eps, std::int64_t seed, bool return_scores) {
-  const Grouped rows = Grouped::by_destination(neighbors, edge_type);
   std::vector<std::int64_t> scores_sizes;
   if (return_scores) scores_sizes = {neighbors.size(0), neighbors.size(1), q.size(1)};
   return attention::call_forward(
-      q, k, v, rows.edges(), {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
+      q, k, v, {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
       {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, scores_sizes,
-      true);
+      true, [&]<class T, class A>(attention::Inputs<T, A> in, const attention::Results<T, A>& to) {
+        if constexpr (std::is_same_v<A, float>) {
+          if (forward_direct(places_of(neighbors, edge_type), in, to)) return;
+        }
+        const Grouped rows = Grouped::by_destination(neighbors, edge_type);
+        in.csr = rows.edges();
+        attention::forward(in, to);
+      });
 }
 
 attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,
@@ -124,12 +137,20 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
                                 const OptionalTensor& edge_attr, double scale, double clamp,
                                 double temperature, double dropout, double eps, std::int64_t seed,
                                 std::int64_t needs) {
-  const Grouped rows = Grouped::by_destination(neighbors, edge_type);
-  const Grouped columns = Grouped::by_source(rows, k.size(0), neighbors.size(1));
   return attention::call_backward(
-      grad_out, grad_edge_out, grad_scores, q, k, v, out, lse, rows.edges(), columns.edges(),
+      grad_out, grad_edge_out, grad_scores, q, k, v, out, lse,
       {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
-      {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, needs, true);
+      {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, needs, true,
+      [&]<class T, class A>(attention::Inputs<T, A> in, attention::Backward<T, A> grad) {
+        if constexpr (std::is_same_v<A, float>) {
+          if (backward_direct(places_of(neighbors, edge_type), in, grad)) return;
+        }
+        const Grouped rows = Grouped::by_destination(neighbors, edge_type);
+        const Grouped columns = Grouped::by_source(rows, k.size(0), neighbors.size(1));
+        in.csr = rows.edges();
+        grad.csc = columns.edges();
+        attention::backward(in, grad);
+      });
 }
 
 }  // namespace

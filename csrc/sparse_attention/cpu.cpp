@@ -27,10 +27,12 @@ attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v
   std::vector<std::int64_t> scores_sizes;
   if (return_scores) scores_sizes = {col.numel(), q.size(1)};
   return attention::call_forward(
-      q, k, v, edges_of(row_ptr, col, edge_id, edge_type),
-      {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
+      q, k, v, {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
       {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, scores_sizes,
-      false);
+      false, [&](auto in, const auto& to) {
+        in.csr = edges_of(row_ptr, col, edge_id, edge_type);
+        attention::forward(in, to);
+      });
 }
 
 attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,
@@ -47,9 +49,13 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
                                 double eps, std::int64_t seed, std::int64_t needs) {
   return attention::call_backward(
       grad_out, grad_edge_out, grad_scores, q, k, v, out, lse,
-      edges_of(row_ptr, col, edge_id, edge_type), edges_of(col_ptr, row, edge_id_t, edge_type_t),
       {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
-      {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, needs, false);
+      {scale, clamp, temperature, dropout, eps, static_cast<std::uint64_t>(seed)}, needs, false,
+      [&](auto in, auto grad) {
+        in.csr = edges_of(row_ptr, col, edge_id, edge_type);
+        grad.csc = edges_of(col_ptr, row, edge_id_t, edge_type_t);
+        attention::backward(in, grad);
+      });
 }
 
 }  // namespace

@@ -34,12 +34,11 @@ inline void dispatch(ScalarType dtype, const F& f) {
 }
 
 template <class T, class A>
-Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const Edges& csr,
-                       const Terms& terms, const Numbers& numbers) {
+Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const Terms& terms,
+                       const Numbers& numbers) {
   Inputs<T, A> in;
   in.num_dst = q.size(0);
   in.num_src = k.size(0);
-  in.num_edges = csr.rows > 0 ? csr.ptr[csr.rows] : 0;
   in.heads = static_cast<int>(q.size(1));
   in.width = static_cast<int>(q.size(2));
   in.value_width = static_cast<int>(v.size(2));
@@ -56,16 +55,17 @@ Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   in.bias_edge = pointer_or_null<A>(terms.bias_edge);
   in.edge_query = pointer_or_null<T>(terms.edge_query);
   in.edge_attr = pointer_or_null<T>(terms.edge_attr);
-  in.csr = csr;
   in.numbers = numbers;
   return in;
 }
 
 // (out, edge_out, lse, scores); scores has `scores_sizes`, or no elements when those are empty.
 // `sparse_places`: some places of per-edge results belong to no edge and must read 0.
-inline FourTensors call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Edges& csr,
-                                const Terms& terms, const Numbers& numbers,
-                                const std::vector<std::int64_t>& scores_sizes, bool sparse_places) {
+// `run` computes: run(in, to) with in.csr still empty.
+template <class Run>
+FourTensors call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Terms& terms,
+                         const Numbers& numbers, const std::vector<std::int64_t>& scores_sizes,
+                         bool sparse_places, const Run& run) {
   const ScalarType dtype = q.scalar_type();
   const ScalarType sums = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor out = new_output(q, {q.size(0), q.size(1), v.size(2)}, dtype);
@@ -83,18 +83,19 @@ inline FourTensors call_forward(const Tensor& q, const Tensor& k, const Tensor& 
     to.edge_out = output_or_null<T>(edge_out);
     to.lse = static_cast<A*>(lse.mutable_data_ptr());
     to.scores = output_or_null<A>(scores);
-    forward(inputs_of<T, A>(q, k, v, csr, terms, numbers), to);
+    run(inputs_of<T, A>(q, k, v, terms, numbers), to);
   });
   return {out, edge_out, lse, scores};
 }
 
-// The gradients of q, k, v and the six terms; bit b of `needs` asks for number b.
-inline NineTensors call_backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,
-                                 const OptionalTensor& grad_scores, const Tensor& q,
-                                 const Tensor& k, const Tensor& v, const Tensor& out,
-                                 const Tensor& lse, const Edges& csr, const Edges& csc,
-                                 const Terms& terms, const Numbers& numbers, std::int64_t needs,
-                                 bool sparse_places) {
+// The gradients of q, k, v and the six terms; bit b of `needs` asks for number b. run(in, grad)
+// with in.csr and grad.csc still empty.
+template <class Run>
+NineTensors call_backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,
+                          const OptionalTensor& grad_scores, const Tensor& q, const Tensor& k,
+                          const Tensor& v, const Tensor& out, const Tensor& lse, const Terms& terms,
+                          const Numbers& numbers, std::int64_t needs, bool sparse_places,
+                          const Run& run) {
   const ScalarType dtype = q.scalar_type();
   const OptionalTensor inputs[9] = {q,
                                     k,
@@ -119,7 +120,6 @@ inline NineTensors call_backward(const Tensor& grad_out, const OptionalTensor& g
     grad.grad_scores = pointer_or_null<A>(grad_scores);
     grad.out = static_cast<const T*>(out.const_data_ptr());
     grad.lse = static_cast<const A*>(lse.const_data_ptr());
-    grad.csc = csc;
     grad.q = output_or_null<T>(grads[0]);
     grad.k = output_or_null<T>(grads[1]);
     grad.v = output_or_null<T>(grads[2]);
@@ -129,7 +129,7 @@ inline NineTensors call_backward(const Tensor& grad_out, const OptionalTensor& g
     grad.bias_edge = output_or_null<A>(grads[6]);
     grad.edge_query = output_or_null<T>(grads[7]);
     grad.edge_attr = output_or_null<T>(grads[8]);
-    backward(inputs_of<T, A>(q, k, v, csr, terms, numbers), grad);
+    run(inputs_of<T, A>(q, k, v, terms, numbers), grad);
   });
   return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5], grads[6], grads[7], grads[8]};
 }

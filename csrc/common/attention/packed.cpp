@@ -270,8 +270,8 @@ template <class T>
 const Kernels& kernels_for(const Layout& layout, const Inputs<T, float>& in, const Edges& edges,
                            const Packed& p) {
   const bool typed = edges.type && (in.key_table || in.bias_table);
-  const bool mixed =
-      typed && in.types <= kMostMixedTypes && in.num_edges <= kShortStretch * in.types * edges.rows;
+  const bool mixed = typed && in.types <= kMostMixedTypes &&
+                     edges.count() <= kShortStretch * in.types * edges.rows;
   return *layout.kernels->variant(mixed           ? Variant::kMixed
                                   : p.fetched > 0 ? Variant::kFetching
                                                   : Variant::kPlain);

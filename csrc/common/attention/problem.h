@@ -22,6 +22,7 @@ struct Edges {
   const std::int64_t* edge_id = nullptr;
   const std::uint8_t* type = nullptr;
 
+  std::int64_t count() const { return rows > 0 ? ptr[rows] : 0; }
   std::int64_t id(std::int64_t position) const { return edge_id ? edge_id[position] : position; }
   int kind(std::int64_t position) const { return type ? type[position] : 0; }
 };
@@ -50,7 +51,7 @@ inline void for_each_segment(const Edges& edges, bool by_type, std::int64_t begi
 // T is the dtype of q, k, v; A that of sums, tables and lse (float, or double with double).
 template <class T, class A>
 struct Inputs {
-  std::int64_t num_dst = 0, num_src = 0, num_edges = 0;
+  std::int64_t num_dst = 0, num_src = 0;
   int heads = 0, width = 0, value_width = 0, attr_width = 0, types = 1;
   const T *q = nullptr, *k = nullptr, *v = nullptr;
   const A *key_table = nullptr, *bias_table = nullptr;  // [types, H, D], [types, H]
