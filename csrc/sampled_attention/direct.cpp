@@ -36,6 +36,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kMostHeads = simd::kLanes;
 // edges of a source whose rows are summed at a time
 constexpr int kChunk = 128;
+constexpr Mask16 kAll = 0xFFFF;
 
 GTKERN_INLINE F16 load(const float* p, Mask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
 GTKERN_INLINE F16 load(const c10::BFloat16* p, Mask16 mask) {
@@ -60,6 +61,12 @@ GTKERN_INLINE void store(c10::Half* p, Mask16 mask, F16 x) {
   _mm256_mask_storeu_epi16(p, mask, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+GTKERN_INLINE F16 load(const float* p) { return simd::load(p); }
+template <class T>
+GTKERN_INLINE F16 load(const T* p) {
+  return load(p, kAll);
+}
+
 // The sums over each of P runs of 16 / P lanes of the vectors f(0), f(1), ...: lane e * P + p holds
 // run p of vector e.
 template <int P, class F>
@@ -79,20 +86,6 @@ GTKERN_INLINE F16 reduce_runs(const F& f) {
   }
 }
 
-// P weights, each in its run of 16 / P lanes.
-template <int P>
-GTKERN_INLINE F16 spread(const float* weights) {
-  if constexpr (P == 1) {
-    return _mm512_set1_ps(*weights);
-  } else if constexpr (P == 2) {
-    const __m512i run = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    return _mm512_permutevar_ps(simd::repeat<2>(weights), run);
-  } else {
-    const __m512i run = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutevar_ps(simd::repeat<4>(weights), run);
-  }
-}
-
 // Lane l belongs to head l % slots, slots a power of two: the largest (sum) of each head, in all of
 // its lanes.
 template <class F>
@@ -103,34 +96,165 @@ GTKERN_INLINE F16 over_heads(F16 x, int slots, const F& f) {
   if (slots <= 1) x = f(x, _mm512_permute_ps(x, 0xB1));
   return x;
 }
+GTKERN_INLINE F16 largest_of_heads(F16 x, int slots) {
+  return over_heads(x, slots, [](F16 a, F16 b) { return simd::max_of(a, b); });
+}
+GTKERN_INLINE F16 sum_of_heads(F16 x, int slots) {
+  return over_heads(x, slots, [](F16 a, F16 b) { return simd::add(a, b); });
+}
 
-// How a row [heads, width] falls into vectors. Where P heads fill a vector, as they lie, a part is
-// one vector of P heads; else P is 1 and a part is one head, its last vector partly filled.
-template <int P>
-class Row {
- public:
-  Row(int heads, int width)
-      : parts((heads + P - 1) / P),
-        last(P == 1 ? (width - 1) / simd::kLanes : 0),
-        size(heads * width),
-        step_(P == 1 ? width : simd::kLanes),
-        tail_(simd::first_lanes(P == 1 ? width - last * simd::kLanes
-                                       : size - (parts - 1) * simd::kLanes)) {}
+// The weight of each head, at every lane l with l % slots equal to the head.
+GTKERN_INLINE F16 repeat(const float* weights, int slots) {
+  if (slots == 1) return simd::repeat<1>(weights);
+  if (slots == 2) return simd::repeat<2>(weights);
+  if (slots == 4) return simd::repeat<4>(weights);
+  return slots == 8 ? simd::repeat<8>(weights) : simd::load(weights);
+}
 
-  int begin(int part) const { return part * step_; }
-  Mask16 mask(int part, int vector) const {
-    return vector == last && (P == 1 || part == parts - 1) ? tail_ : kAll;
+// log2 x; error below 2e-7 near 1, relative error below 2e-7 elsewhere; -inf at 0, NaN stays NaN.
+GTKERN_INLINE F16 log2(F16 x) {
+  // x = m * 2 ** n with m in [3/4, 3/2); log2 m = 2 / ln 2 * artanh((m - 1) / (m + 1))
+  const F16 m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+  const F16 n = simd::sub(_mm512_getexp_ps(x), _mm512_getexp_ps(m));
+  const F16 s = _mm512_div_ps(simd::sub(m, simd::splat(1.f)), simd::add(m, simd::splat(1.f)));
+  const F16 square = simd::mul(s, s);
+  F16 p = simd::splat(2.8853901f / 11);
+  p = simd::fma(p, square, simd::splat(2.8853901f / 9));
+  p = simd::fma(p, square, simd::splat(2.8853901f / 7));
+  p = simd::fma(p, square, simd::splat(2.8853901f / 5));
+  p = simd::fma(p, square, simd::splat(2.8853901f / 3));
+  p = simd::fma(p, square, simd::splat(2.8853901f));
+  return simd::fma(p, s, n);
+}
+
+GTKERN_INLINE Mask16 lanes_left(int lanes, int at) {
+  return simd::first_lanes(std::min(lanes - at, simd::kLanes));
+}
+
+// How rows [heads, width] fall into vectors.
+//
+// For products: where P heads fill a vector, as they lie, a part is one vector of P heads; else P
+// is 1 and a part is one head, its last vector partly filled. For weighted sums a row is one run of
+// floats, and each lane looks up the weight of its head.
+struct Rows {
+  Rows(int heads, int width, int per_vector)
+      : size(heads * width), chunks((size + simd::kLanes - 1) / simd::kLanes) {
+    const int step = per_vector == 1 ? width : simd::kLanes;
+    const int parts = (heads + per_vector - 1) / per_vector;
+    vectors = (step + simd::kLanes - 1) / simd::kLanes;
+    for (int part = 0; part < kMostHeads; ++part) {
+      // parts that only round the heads up to a power of two repeat the last one
+      begin[part] = std::min(part, parts - 1) * step;
+      tail[part] = lanes_left(std::min(step, size - begin[part]), (vectors - 1) * simd::kLanes);
+    }
+    for (int i = 0; i < chunks * simd::kLanes; ++i) head.push_back(std::min(i / width, heads - 1));
   }
 
-  int parts;
-  int last;  // number of a part's last vector
-  int size;  // elements
-
- private:
-  static constexpr Mask16 kAll = 0xFFFF;
-  int step_;
-  Mask16 tail_;
+  int size, chunks, vectors;       // floats, vectors in one run, vectors of a part
+  int begin[kMostHeads];           // of each part
+  Mask16 tail[kMostHeads];         // of its last vector
+  std::vector<std::int32_t> head;  // of each lane of a run
 };
+
+// to[e, part] = factor * own . table_e . row_e, for the heads of each part, from pointers to
+// parts; `within` is the number of parts (a power of two) less 1.
+template <class T>
+using Products = void (*)(const Rows& shape, int within, const float* own, const T* const* rows,
+                          const float* const* tables, int count, float factor, float* to);
+
+// kVectors: of a part; 0: shape.vectors.
+template <class T, int P, int kVectors, bool kTable>
+void products(const Rows& shape, int within, const float* own, const T* const* rows,
+              const float* const* tables, int count, float factor, float* to) {
+  const int last = (kVectors ? kVectors : shape.vectors) - 1;
+  const F16 by = simd::splat(factor);
+  for (int at = 0; at < count; at += simd::kLanes / P) {
+    const F16 sums = reduce_runs<P>([&](int i) __attribute__((always_inline)) {
+      if (at + i >= count) return simd::zero();
+      const float* mine = own + shape.begin[i & within];
+      const T* row = rows[at + i];
+      const float* table = kTable ? tables[at + i] : nullptr;
+      const auto scaled = [&](F16 x, auto... mask) {
+        if constexpr (kTable) return simd::mul(x, load(table, mask...));
+        return x;
+      };
+      F16 sum = simd::zero();
+#pragma GCC unroll 8
+      for (int z = 0; z < last; ++z) {
+        sum = simd::fma(scaled(load(mine)), load(row), sum);
+        mine += simd::kLanes, row += simd::kLanes;
+        if constexpr (kTable) table += simd::kLanes;
+      }
+      const Mask16 mask = shape.tail[i & within];
+      return simd::fma(scaled(load(mine, mask), mask), load(row, mask), sum);
+    });
+    simd::store(to + at * P, simd::mul(sums, by));
+  }
+}
+
+template <class T, bool kTable>
+Products<T> products_for(int per_vector, int vectors) {
+  if (per_vector == 4) return &products<T, 4, 1, kTable>;
+  if (per_vector == 2) return &products<T, 2, 1, kTable>;
+  switch (vectors) {
+    case 1: return &products<T, 1, 1, kTable>;
+    case 2: return &products<T, 1, 2, kTable>;
+    case 4: return &products<T, 1, 4, kTable>;
+    case 8: return &products<T, 1, 8, kTable>;
+    default: return &products<T, 1, 0, kTable>;
+  }
+}
+
+// C vectors of factor * (start + sum weight_e * table_e * row_e); `factor` is by head.
+template <int C, bool kTable, class T, class Row, class Weight, class Table, class Out>
+GTKERN_INLINE void sum_chunks(const Rows& shape, int slots, int chunk, const Row& row,
+                              const Table& table, const Weight& weight, int n, const float* start,
+                              F16 factor, Out* to) {
+  const int at = chunk * simd::kLanes;
+  const Mask16 tail = lanes_left(shape.size, at + (C - 1) * simd::kLanes);
+  F16 sum[C];
+  __m512i head[C];
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) {
+    head[c] = _mm512_loadu_si512(shape.head.data() + at + c * simd::kLanes);
+    const Mask16 mask = c == C - 1 ? tail : kAll;
+    sum[c] = start ? load(start + at + c * simd::kLanes, mask) : simd::zero();
+  }
+  for (int e = 0; e < n; ++e) {
+    const F16 by_head = repeat(weight(e), slots);
+    const T* from = row(e) + at;
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const Mask16 mask = c == C - 1 ? tail : kAll;
+      F16 w = _mm512_permutexvar_ps(head[c], by_head);
+      if constexpr (kTable) w = simd::mul(w, load(table(e) + at + c * simd::kLanes, mask));
+      sum[c] = simd::fma(w, load(from + c * simd::kLanes, mask), sum[c]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) {
+    store(to + at + c * simd::kLanes, c == C - 1 ? tail : kAll,
+          simd::mul(sum[c], _mm512_permutexvar_ps(head[c], factor)));
+  }
+}
+
+template <bool kTable, class T, class Row, class Weight, class Table, class Out>
+GTKERN_INLINE void weighted_sum(const Rows& shape, int slots, const Row& row, const Table& table,
+                                const Weight& weight, int n, const float* start, F16 factor,
+                                Out* to) {
+  for (int chunk = 0; chunk < shape.chunks; chunk += 4) {
+    const auto sum = [&](auto chunks) {
+      sum_chunks<chunks(), kTable, T>(shape, slots, chunk, row, table, weight, n, start, factor,
+                                      to);
+    };
+    switch (shape.chunks - chunk) {
+      case 1: sum(std::integral_constant<int, 1>()); break;
+      case 2: sum(std::integral_constant<int, 2>()); break;
+      case 3: sum(std::integral_constant<int, 3>()); break;
+      default: sum(std::integral_constant<int, 4>());
+    }
+  }
+}
 
 // The places of one source after those of another, each in the order of the places.
 struct Place {
@@ -165,13 +289,13 @@ class BySource {
   std::unique_ptr<Place[]> place;
 };
 
-// What a thread needs for one row of either pass.
+// What a thread needs for one row of either pass. By edge; `key` and `value` by edge and part.
 template <class T>
 struct Workspace {
   Workspace(std::int64_t edges, int slots, int floats)
-      : key(edges),
-        value(edges),
-        table(edges),
+      : key(edges * slots),
+        value(edges * slots),
+        table(edges * slots),
         weight(edges),
         place(edges),
         first(padded(edges * slots)),
@@ -189,16 +313,23 @@ struct Workspace {
   std::vector<float> first, second, third, bias, keep, own, other;
 };
 
-template <class T, int P>
+template <class T>
 class Direct {
  public:
   Direct(const Places& places, const Inputs<T, float>& in)
       : places_(places),
         in_(in),
-        key_(in.heads, in.width),
-        value_(in.heads, in.value_width),
-        slots_(static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(in.heads, P))))),
-        shift_(std::countr_zero(static_cast<unsigned>(slots_ / P))),
+        per_vector_(in.width != in.value_width ? 1
+                    : in.width == 8            ? 2
+                    : in.width == 4            ? 4
+                                               : 1),
+        key_(in.heads, in.width, per_vector_),
+        value_(in.heads, in.value_width, per_vector_),
+        slots_(std::bit_ceil(static_cast<unsigned>(std::max(in.heads, per_vector_)))),
+        parts_(slots_ / per_vector_),
+        products_of_keys_(in.key_table ? products_for<T, true>(per_vector_, key_.vectors)
+                                       : products_for<T, false>(per_vector_, key_.vectors)),
+        products_of_values_(products_for<T, false>(per_vector_, value_.vectors)),
         to_score_(static_cast<float>(in.numbers.scale / in.numbers.temperature * kLog2E)),
         bias_to_score_(static_cast<float>(kLog2E / in.numbers.temperature)),
         clamp_(static_cast<float>(in.numbers.clamp * kLog2E)),
@@ -221,8 +352,8 @@ class Direct {
 
   void backward(const Backward<T, float>& grad) const {
     const bool by_source = grad.k || grad.v;
-    const std::int64_t place_floats = places_.width * slots_;
-    const Scratch weights(by_source ? 2 * in_.num_dst * place_floats : 0);
+    const std::int64_t row_weights = 2 * places_.width * slots_;
+    const Scratch weights(by_source ? in_.num_dst * row_weights + simd::kLanes : 0);
     const std::int64_t table_floats = grad.key_table ? std::int64_t{in_.types} * key_.size : 0;
     const std::int64_t bias_floats = grad.bias_table ? std::int64_t{in_.types} * in_.heads : 0;
     std::vector<float> table_parts(blocks_.count() * table_floats);
@@ -240,8 +371,8 @@ class Direct {
           float* table = grad.key_table ? table_parts.data() + block * table_floats : nullptr;
           float* bias = grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr;
           for (std::int64_t row = blocks_.begin(block); row < blocks_.end(block); ++row) {
-            float* kept = by_source ? weights.data() + 2 * row * place_floats : nullptr;
-            destination_row(row, grad, table, bias, kept, work);
+            destination_row(row, grad, table, bias,
+                            by_source ? weights.data() + row * row_weights : nullptr, work);
           }
         });
     // blocks do not depend on the thread count, so neither does the order of these sums
@@ -268,24 +399,34 @@ class Direct {
     return {edges, slots_, std::max(key_.size, value_.size)};
   }
 
-  // Edges of a row, empty places left out; their rows, tables and places go to `work`.
-  int collect(std::int64_t row, Workspace<T>& work) const {
-    const std::int64_t at = row * places_.width;
-    int n = 0;
-    for (std::int64_t s = 0; s < places_.width; ++s) {
-      const std::int64_t j = places_.neighbor[at + s];
-      if (j < 0) continue;
-      work.key[n] = in_.k + j * key_.size;
-      work.value[n] = in_.v + j * value_.size;
-      work.table[n] = table_of(at + s);
-      work.place[n++] = static_cast<std::int32_t>(s);
-    }
-    return n;
-  }
-
+  bool dropout() const { return in_.numbers.dropout > 0; }
   int kind(std::int64_t place) const { return places_.type ? places_.type[place] : 0; }
   const float* table_of(std::int64_t place) const {
-    return in_.key_table ? in_.key_table + kind(place) * std::int64_t{key_.size} : nullptr;
+    return in_.key_table + kind(place) * std::int64_t{key_.size};
+  }
+
+  // The edges of a row, empty places left out: their parts and places go to `work`.
+  int collect(std::int64_t row, Workspace<T>& work) const {
+    const std::int64_t first = row * places_.width;
+    int n = 0;
+    for (std::int64_t s = 0; s < places_.width; ++s) {
+      const std::int64_t j = places_.neighbor[first + s];
+      if (j < 0) continue;
+      work.place[n] = static_cast<std::int32_t>(s);
+      const T *key = in_.k + j * key_.size, *value = in_.v + j * value_.size;
+      for (int part = 0; part < parts_; ++part) {
+        work.key[n * parts_ + part] = key + key_.begin[part];
+        work.value[n * parts_ + part] = value + value_.begin[part];
+      }
+      if (in_.key_table) {
+        const float* table = table_of(first + s);
+        for (int part = 0; part < parts_; ++part) {
+          work.table[n * parts_ + part] = table + key_.begin[part];
+        }
+      }
+      ++n;
+    }
+    return n;
   }
 
   // A row in fp32: itself, or converted into `buffer`.
@@ -293,51 +434,22 @@ class Direct {
   template <class U>
   static const float* widened(const U* row, int size, std::vector<float>& buffer) {
     for (int i = 0; i < size; i += simd::kLanes) {
-      const Mask16 mask = simd::first_lanes(std::min(size - i, simd::kLanes));
+      const Mask16 mask = lanes_left(size, i);
       store(buffer.data() + i, mask, load(row + i, mask));
     }
     return buffer.data();
   }
 
-  template <bool kTable>
-  static GTKERN_INLINE F16 dot(const Row<P>& shape, int part, const float* own, const T* other,
-                               const float* table) {
-    const int begin = shape.begin(part);
-    F16 sum = simd::zero();
-    for (int z = 0; z <= shape.last; ++z) {
-      const int at = begin + z * simd::kLanes;
-      const Mask16 mask = shape.mask(part, z);
-      F16 x = load(own + at, mask);
-      if constexpr (kTable) x = simd::mul(x, load(table + at, mask));
-      sum = simd::fma(x, load(other + at, mask), sum);
-    }
-    return sum;
-  }
-
-  // The products of `own` with n rows, [n, slots].
-  template <bool kTable>
-  void products(const Row<P>& shape, const float* own, const T* const* rows,
-                const float* const* tables, int n, float* to) const {
-    const int count = n << shift_, within = (1 << shift_) - 1;
-    for (int at = 0; at < count; at += simd::kLanes / P) {
-      simd::store(to + at * P, reduce_runs<P>([&](int i) {
-                    const int e = (at + i) >> shift_, part = (at + i) & within;
-                    if (e >= n || part >= shape.parts) return simd::zero();
-                    return dot<kTable>(shape, part, own, rows[e], tables[e]);
-                  }));
-    }
-  }
-
   // Scores before the clamp, in units of log2, [n, slots].
-  void scores(std::int64_t row, int n, Workspace<T>& work, float* to) const {
+  GTKERN_INLINE void scores(std::int64_t row, int n, Workspace<T>& work, float* to) const {
     const float* q = widened(in_.q + row * key_.size, key_.size, work.own);
-    if (in_.key_table) {
-      products<true>(key_, q, work.key.data(), work.table.data(), n, to);
-    } else {
-      products<false>(key_, q, work.key.data(), work.table.data(), n, to);
-    }
-    const bool biased = in_.bias_table || in_.bias_edge;
-    for (int e = 0; biased && e < n; ++e) {
+    products_of_keys_(key_, parts_ - 1, q, work.key.data(), work.table.data(), n * parts_,
+                      to_score_, to);
+    if (in_.bias_table || in_.bias_edge) add_bias(row, n, work, to);
+  }
+
+  void add_bias(std::int64_t row, int n, Workspace<T>& work, float* to) const {
+    for (int e = 0; e < n; ++e) {
       const std::int64_t place = row * places_.width + work.place[e];
       const float* table = in_.bias_table + std::int64_t{kind(place)} * in_.heads;
       for (int h = 0; h < in_.heads; ++h) {
@@ -346,21 +458,16 @@ class Direct {
         work.bias[e * slots_ + h] = bias;
       }
     }
-    const F16 factor = simd::splat(to_score_), bias_factor = simd::splat(bias_to_score_);
+    const F16 factor = simd::splat(bias_to_score_);
     for (int at = 0; at < n * slots_; at += simd::kLanes) {
-      F16 score = simd::mul(simd::load(to + at), factor);
-      if (biased) score = simd::fma(simd::load(work.bias.data() + at), bias_factor, score);
-      simd::store(to + at, score);
+      simd::store(to + at,
+                  simd::fma(simd::load(work.bias.data() + at), factor, simd::load(to + at)));
     }
   }
 
-  F16 clamped(F16 score) const {
+  GTKERN_INLINE F16 clamped(F16 score) const {
     const F16 clamp = simd::splat(clamp_);
     return simd::max_of(simd::sub(simd::zero(), clamp), simd::min_of(clamp, score));
-  }
-
-  static Mask16 lanes_left(int lanes, int at) {
-    return simd::first_lanes(std::min(lanes - at, simd::kLanes));
   }
 
   // work.keep: 0 or 1 / (1 - dropout) for each score.
@@ -376,28 +483,6 @@ class Direct {
       }
     }
   }
-  bool dropout() const { return in_.numbers.dropout > 0; }
-
-  // to = factor(part) * (start + sum weight_e * table_e * row_e)
-  template <bool kTable, class U, class Weight, class Factor, class Out>
-  static GTKERN_INLINE void weighted_sum(const Row<P>& shape, const U* const* rows,
-                                         const float* const* tables, const Weight& weight, int n,
-                                         const float* start, const Factor& factor, Out* to) {
-    for (int part = 0; part < shape.parts; ++part) {
-      const F16 by = factor(part);
-      for (int z = 0; z <= shape.last; ++z) {
-        const int at = shape.begin(part) + z * simd::kLanes;
-        const Mask16 mask = shape.mask(part, z);
-        F16 sum = start ? load(start + at, mask) : simd::zero();
-        for (int e = 0; e < n; ++e) {
-          F16 w = spread<P>(weight(e) + part * P);
-          if constexpr (kTable) w = simd::mul(w, load(tables[e] + at, mask));
-          sum = simd::fma(w, load(rows[e] + at, mask), sum);
-        }
-        store(to + at, mask, simd::mul(sum, by));
-      }
-    }
-  }
 
   void forward_row(std::int64_t row, const Results<T, float>& to, Workspace<T>& work) const {
     const int n = collect(row, work), lanes = n * slots_;
@@ -410,29 +495,23 @@ class Direct {
       simd::store(weights + at, score);
       top = simd::max_of(top, score);
     }
-    top = over_heads(top, slots_, [](F16 a, F16 b) { return simd::max_of(a, b); });
+    top = largest_of_heads(top, slots_);
     F16 total = simd::zero();
     for (int at = 0; at < lanes; at += simd::kLanes) {
       const F16 weight = simd::exp2(simd::sub(simd::load(weights + at), top));
       simd::store(weights + at, weight);
       total = simd::add(total, weight);
     }
-    total = over_heads(total, slots_, [](F16 a, F16 b) { return simd::add(a, b); });
+    total = sum_of_heads(total, slots_);
     if (in_.numbers.eps > 0) {
+      // eps weighs in as one more score
       total = simd::add(total, simd::exp2(simd::sub(simd::splat(lowest_), top)));
     }
+    const F16 lse = simd::mul(simd::add(log2(total), top), simd::splat(kLn2));
+    store(to.lse + row * in_.heads, simd::first_lanes(in_.heads), lse);
     const Mask16 any = _mm512_cmp_ps_mask(total, simd::zero(), _CMP_NEQ_UQ);
-    alignas(64) float totals[simd::kLanes], tops[simd::kLanes], inverse[simd::kLanes];
-    simd::store(totals, total);
-    simd::store(tops, top);
-    simd::store(inverse, _mm512_maskz_div_ps(any, simd::splat(1.f), total));
-    for (int h = 0; h < in_.heads; ++h) {
-      to.lse[row * in_.heads + h] = (std::log2(totals[h]) + tops[h]) * kLn2;
-    }
-    for (int e = 0; to.scores && e < n; ++e) {
-      float* place = to.scores + (row * places_.width + work.place[e]) * in_.heads;
-      for (int h = 0; h < in_.heads; ++h) place[h] = weights[e * slots_ + h] * inverse[h];
-    }
+    const F16 inverse = _mm512_maskz_div_ps(any, simd::splat(1.f), total);
+    if (to.scores) write_scores(row, n, work, inverse, to.scores);
     if (dropout()) {
       fill_keep(row, n, work);
       for (int at = 0; at < lanes; at += simd::kLanes) {
@@ -440,10 +519,20 @@ class Direct {
                     simd::mul(simd::load(weights + at), simd::load(work.keep.data() + at)));
       }
     }
-    weighted_sum<false>(
-        value_, work.value.data(), work.table.data(), [&](int e) { return weights + e * slots_; },
-        n, nullptr, [&](int part) { return spread<P>(inverse + part * P); },
+    weighted_sum<false, T>(
+        value_, slots_, [&](int e) { return work.value[e * parts_]; }, no_table,
+        [&](int e) { return weights + e * slots_; }, n, nullptr, inverse,
         to.out + row * value_.size);
+  }
+
+  void write_scores(std::int64_t row, int n, const Workspace<T>& work, F16 inverse,
+                    float* to) const {
+    alignas(64) float by_head[simd::kLanes];
+    simd::store(by_head, inverse);
+    for (int e = 0; e < n; ++e) {
+      float* place = to + (row * places_.width + work.place[e]) * in_.heads;
+      for (int h = 0; h < in_.heads; ++h) place[h] = work.first[e * slots_ + h] * by_head[h];
+    }
   }
 
   // Writes the gradients that belong to a row, and for by_source its weights [2, K, slots].
@@ -458,59 +547,78 @@ class Direct {
     float *p = work.first.data(), *into = work.second.data(), *ds = work.third.data();
     scores(row, n, work, ds);
     const float* grad_out = widened(grad.grad_out + row * value_.size, value_.size, work.other);
-    products<false>(value_, grad_out, work.value.data(), work.table.data(), n, into);
-    if (dropout()) fill_keep(row, n, work);
-
-    const F16 lse = row_lse(grad.lse + row * in_.heads);
-    F16 delta = simd::zero();
-    for (int at = 0; at < lanes; at += simd::kLanes) {
-      const F16 weight = simd::keep(lanes_left(lanes, at),
-                                    simd::exp2(simd::sub(clamped(simd::load(ds + at)), lse)));
-      F16 entering = simd::load(into + at);
-      if (dropout()) entering = simd::mul(entering, simd::load(work.keep.data() + at));
-      simd::store(into + at, entering);
-      simd::store(p + at, weight);
+    products_of_values_(value_, parts_ - 1, grad_out, work.value.data(), nullptr, n * parts_, 1.f,
+                        into);
+    if (dropout()) {
+      fill_keep(row, n, work);
+      for (int at = 0; at < lanes; at += simd::kLanes) {
+        simd::store(into + at, simd::mul(simd::load(into + at), simd::load(work.keep.data() + at)));
+      }
     }
     for (int e = 0; grad.grad_scores && e < n; ++e) {
       const float* place = grad.grad_scores + (row * places_.width + work.place[e]) * in_.heads;
       for (int h = 0; h < in_.heads; ++h) into[e * slots_ + h] += place[h];
     }
+    const F16 lse = row_lse(grad.lse + row * in_.heads);
+    F16 delta = simd::zero();
     for (int at = 0; at < lanes; at += simd::kLanes) {
-      delta = simd::fma(simd::load(p + at), simd::load(into + at), delta);
+      const F16 weight = simd::exp2(simd::sub(clamped(simd::load(ds + at)), lse));
+      const F16 live = simd::keep(lanes_left(lanes, at), weight);
+      delta = simd::fma(live, simd::load(into + at), delta);
+      simd::store(p + at, live);
     }
-    delta = over_heads(delta, slots_, [](F16 a, F16 b) { return simd::add(a, b); });
+    delta = sum_of_heads(delta, slots_);
     const F16 clamp = simd::splat(clamp_);
     for (int at = 0; at < lanes; at += simd::kLanes) {
-      const F16 weight = simd::load(p + at);
-      const F16 d = simd::mul(weight, simd::sub(simd::load(into + at), delta));
+      const F16 d = simd::mul(simd::load(p + at), simd::sub(simd::load(into + at), delta));
       simd::store(ds + at, simd::keep(simd::within(simd::load(ds + at), clamp), d));
-      if (dropout()) simd::store(p + at, simd::mul(weight, simd::load(work.keep.data() + at)));
-    }
-    if (kept) {
-      for (int e = 0; e < n; ++e) {
-        float* to = kept + work.place[e] * slots_;
-        std::copy_n(ds + e * slots_, slots_, to);
-        std::copy_n(p + e * slots_, slots_, to + places_.width * slots_);
+      if (dropout()) {
+        simd::store(p + at, simd::mul(simd::load(p + at), simd::load(work.keep.data() + at)));
       }
     }
-    for (int e = 0; (bias || grad.bias_edge) && e < n; ++e) {
+    if (kept) {
+      keep_weights(n, work, ds, kept);
+      keep_weights(n, work, p, kept + places_.width * slots_);
+    }
+    if (bias || grad.bias_edge) write_bias(row, n, work, ds, bias, grad.bias_edge);
+    if (table) add_to_table(row, n, work, ds, table);
+    if (!grad_q) return;
+    const auto key = [&](int e) { return work.key[e * parts_]; };
+    const auto weight = [&](int e) { return ds + e * slots_; };
+    const F16 factor = simd::splat(factor_);
+    if (in_.key_table) {
+      weighted_sum<true, T>(
+          key_, slots_, key, [&](int e) { return work.table[e * parts_]; }, weight, n, nullptr,
+          factor, grad_q);
+    } else {
+      weighted_sum<false, T>(key_, slots_, key, no_table, weight, n, nullptr, factor, grad_q);
+    }
+  }
+
+  // Brings the weights of a row's edges to its places.
+  GTKERN_INLINE void keep_weights(int n, const Workspace<T>& work, const float* weights,
+                                  float* to) const {
+    if (work.place[n - 1] == n - 1) {  // no empty place before the last edge
+      for (int at = 0; at < n * slots_; at += simd::kLanes) {
+        store(to + at, lanes_left(n * slots_, at), simd::load(weights + at));
+      }
+      return;
+    }
+    for (int e = 0; e < n; ++e) {
+      std::copy_n(weights + e * slots_, slots_, to + work.place[e] * slots_);
+    }
+  }
+
+  void write_bias(std::int64_t row, int n, const Workspace<T>& work, const float* ds, float* table,
+                  float* by_place) const {
+    for (int e = 0; e < n; ++e) {
       const std::int64_t place = row * places_.width + work.place[e];
       for (int h = 0; h < in_.heads; ++h) {
         const float d = bias_factor_ * ds[e * slots_ + h];
-        if (bias) bias[kind(place) * in_.heads + h] += d;
-        if (grad.bias_edge) grad.bias_edge[place * in_.heads + h] = d;
+        if (table) table[kind(place) * in_.heads + h] += d;
+        if (by_place) by_place[place * in_.heads + h] = d;
       }
     }
-    const auto weight = [&](int e) { return ds + e * slots_; };
-    const auto factor = [&](int) { return simd::splat(factor_); };
-    if (grad_q && in_.key_table) {
-      weighted_sum<true>(key_, work.key.data(), work.table.data(), weight, n, nullptr, factor,
-                         grad_q);
-    } else if (grad_q) {
-      weighted_sum<false>(key_, work.key.data(), work.table.data(), weight, n, nullptr, factor,
-                          grad_q);
-    }
-    if (table) add_to_table(row, n, work, ds, table);
   }
 
   // table[type of e] += factor * ds_e * q * k_e
@@ -519,20 +627,20 @@ class Direct {
     const float* q = widened(in_.q + row * key_.size, key_.size, work.own);
     for (int e = 0; e < n; ++e) {
       float* to = table + kind(row * places_.width + work.place[e]) * std::int64_t{key_.size};
-      for (int part = 0; part < key_.parts; ++part) {
-        const F16 w = simd::mul(spread<P>(ds + e * slots_ + part * P), simd::splat(factor_));
-        for (int z = 0; z <= key_.last; ++z) {
-          const int at = key_.begin(part) + z * simd::kLanes;
-          const Mask16 mask = key_.mask(part, z);
-          const F16 along = simd::mul(w, load(q + at, mask));
-          store(to + at, mask, simd::fma(along, load(work.key[e] + at, mask), load(to + at, mask)));
-        }
+      const T* key = work.key[e * parts_];
+      const F16 weight = simd::mul(repeat(ds + e * slots_, slots_), simd::splat(factor_));
+      for (int at = 0; at < key_.size; at += simd::kLanes) {
+        const Mask16 mask = lanes_left(key_.size, at);
+        const F16 by_lane =
+            _mm512_permutexvar_ps(_mm512_loadu_si512(key_.head.data() + at), weight);
+        const F16 along = simd::mul(by_lane, load(q + at, mask));
+        store(to + at, mask, simd::fma(along, load(key + at, mask), load(to + at, mask)));
       }
     }
   }
 
   // A row's lse in units of log2, at every lane of each head.
-  F16 row_lse(const float* lse) const {
+  GTKERN_INLINE F16 row_lse(const float* lse) const {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i head = _mm512_and_si512(lane, _mm512_set1_epi32(slots_ - 1));
     const F16 by_head = simd::mul(load(lse, simd::first_lanes(in_.heads)), simd::splat(kLog2E));
@@ -558,40 +666,37 @@ class Direct {
         work.key[e] = in_.q + place.row * std::int64_t{key_.size};
         work.value[e] = grad.grad_out + place.row * std::int64_t{value_.size};
         work.weight[e] = weights + 2 * place.row * place_floats + place.number * slots_;
-        work.table[e] = table_of(place.row * places_.width + place.number);
+        if (in_.key_table) {
+          work.table[e] = table_of(place.row * places_.width + place.number);
+        }
       }
       const bool first = at == from, last = at + n == stop;
       const auto ds = [&](int e) { return work.weight[e]; };
       const auto p = [&](int e) { return work.weight[e] + place_floats; };
       if (grad_k && in_.key_table) {
-        source_sum<true>(key_, work.key.data(), ds, n, factor_, first, last, work, work.own,
-                         grad_k);
+        source_sum<true>(key_, work.key, work, ds, n, factor_, first, last, work.own, grad_k);
       } else if (grad_k) {
-        source_sum<false>(key_, work.key.data(), ds, n, factor_, first, last, work, work.own,
-                          grad_k);
+        source_sum<false>(key_, work.key, work, ds, n, factor_, first, last, work.own, grad_k);
       }
       if (grad_v) {
-        source_sum<false>(value_, work.value.data(), p, n, 1.f, first, last, work, work.other,
-                          grad_v);
+        source_sum<false>(value_, work.value, work, p, n, 1.f, first, last, work.other, grad_v);
       }
     }
   }
 
   // One chunk of a source's sum; `so_far` holds it between chunks.
   template <bool kTable, class Weight>
-  static GTKERN_INLINE void source_sum(const Row<P>& shape, const T* const* rows,
-                                       const Weight& weight, int n, float factor, bool first,
-                                       bool last, Workspace<T>& work, std::vector<float>& so_far,
-                                       T* to) {
+  GTKERN_INLINE void source_sum(const Rows& shape, const std::vector<const T*>& rows,
+                                const Workspace<T>& work, const Weight& weight, int n, float factor,
+                                bool first, bool last, std::vector<float>& so_far, T* to) const {
     const float* start = first ? nullptr : so_far.data();
+    const auto row = [&](int e) { return rows[e]; };
+    const auto table = [&](int e) { return work.table[e]; };
     if (last) {
-      weighted_sum<kTable>(
-          shape, rows, work.table.data(), weight, n, start,
-          [&](int) { return simd::splat(factor); }, to);
+      weighted_sum<kTable, T>(shape, slots_, row, table, weight, n, start, simd::splat(factor), to);
     } else {
-      weighted_sum<kTable>(
-          shape, rows, work.table.data(), weight, n, start, [](int) { return simd::splat(1.f); },
-          so_far.data());
+      weighted_sum<kTable, T>(shape, slots_, row, table, weight, n, start, simd::splat(1.f),
+                              so_far.data());
     }
   }
 
@@ -603,10 +708,14 @@ class Direct {
     }
   }
 
+  static constexpr auto no_table = [](int) -> const float* { return nullptr; };
+
   const Places& places_;
   const Inputs<T, float>& in_;
-  Row<P> key_, value_;
-  int slots_, shift_;  // slots: heads, rounded up to a power of two; P << shift
+  int per_vector_;
+  Rows key_, value_;
+  int slots_, parts_;  // heads and parts, rounded up to a power of two
+  Products<T> products_of_keys_, products_of_values_;
   float to_score_, bias_to_score_, clamp_, lowest_, factor_, bias_factor_;
   std::uint32_t threshold_;
   float kept_;
@@ -618,20 +727,12 @@ bool takes(const Inputs<T, float>& in) {
   return in.heads <= kMostHeads && !in.key_edge && in.attr_width == 0;
 }
 
-// Calls f with P as a constant.
-template <class T, class F>
-void with_heads_per_vector(const Inputs<T, float>& in, const F& f) {
-  if (in.width == 8 && in.value_width == 8) return f(std::integral_constant<int, 2>());
-  if (in.width == 4 && in.value_width == 4) return f(std::integral_constant<int, 4>());
-  f(std::integral_constant<int, 1>());
-}
-
 }  // namespace
 
 template <class T>
 bool forward_direct(const Places& places, const Inputs<T, float>& in, const Results<T, float>& to) {
   if (!takes(in)) return false;
-  with_heads_per_vector(in, [&](auto heads) { Direct<T, heads()>(places, in).forward(to); });
+  Direct<T>(places, in).forward(to);
   return true;
 }
 
@@ -639,7 +740,7 @@ template <class T>
 bool backward_direct(const Places& places, const Inputs<T, float>& in,
                      const Backward<T, float>& grad) {
   if (!takes(in)) return false;
-  with_heads_per_vector(in, [&](auto heads) { Direct<T, heads()>(places, in).backward(grad); });
+  Direct<T>(places, in).backward(grad);
   return true;
 }
 
