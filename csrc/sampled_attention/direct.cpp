@@ -18,243 +18,27 @@
 #include "common/philox.h"
 #include "common/simd.h"
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define GTKERN_DIRECT_KERNELS
+#include "sampled_attention/rows.h"
+#endif
+
 namespace gtkern::sampled_attention {
 
 using attention::Backward;
 using attention::Inputs;
 using attention::Results;
 
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#ifdef GTKERN_DIRECT_KERNELS
 
 namespace {
 
-using simd::F16;
-using simd::Mask16;
-
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kMostHeads = simd::kLanes;
 // edges of a source whose rows are summed at a time
 constexpr int kChunk = 128;
-constexpr Mask16 kAll = 0xFFFF;
-
-GTKERN_INLINE F16 load(const float* p, Mask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-GTKERN_INLINE F16 load(const c10::BFloat16* p, Mask16 mask) {
-  const __m256i x = _mm256_maskz_loadu_epi16(mask, p);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-GTKERN_INLINE F16 load(const c10::Half* p, Mask16 mask) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-}
-
-GTKERN_INLINE void store(float* p, Mask16 mask, F16 x) { _mm512_mask_storeu_ps(p, mask, x); }
-// rounds to nearest, ties to even; a NaN stays one
-GTKERN_INLINE void store(c10::BFloat16* p, Mask16 mask, F16 x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF));
-  rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
-                                  _mm512_set1_epi32(0x7FC00000));
-  _mm256_mask_storeu_epi16(p, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-}
-GTKERN_INLINE void store(c10::Half* p, Mask16 mask, F16 x) {
-  _mm256_mask_storeu_epi16(p, mask, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
-
-GTKERN_INLINE F16 load(const float* p) { return simd::load(p); }
-template <class T>
-GTKERN_INLINE F16 load(const T* p) {
-  return load(p, kAll);
-}
-
-// The sums over each of P runs of 16 / P lanes of the vectors f(0), f(1), ...: lane e * P + p holds
-// run p of vector e.
-template <int P, class F>
-GTKERN_INLINE F16 reduce_runs(const F& f) {
-  using namespace simd::detail;
-  const auto quad = [&](int e) {
-    return fold_pairs(fold_singles(f(e), f(e + 1)), fold_singles(f(e + 2), f(e + 3)));
-  };
-  if constexpr (P == 1) {
-    return simd::reduce<1>(f);
-  } else if constexpr (P == 2) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-    return _mm512_permutexvar_ps(order, fold_quarters(quad(0), quad(4)));
-  } else {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_ps(order, quad(0));
-  }
-}
-
-// Lane l belongs to head l % slots, slots a power of two: the largest (sum) of each head, in all of
-// its lanes.
-template <class F>
-GTKERN_INLINE F16 over_heads(F16 x, int slots, const F& f) {
-  if (slots <= 8) x = f(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-  if (slots <= 4) x = f(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-  if (slots <= 2) x = f(x, _mm512_permute_ps(x, 0x4E));
-  if (slots <= 1) x = f(x, _mm512_permute_ps(x, 0xB1));
-  return x;
-}
-GTKERN_INLINE F16 largest_of_heads(F16 x, int slots) {
-  return over_heads(x, slots, [](F16 a, F16 b) { return simd::max_of(a, b); });
-}
-GTKERN_INLINE F16 sum_of_heads(F16 x, int slots) {
-  return over_heads(x, slots, [](F16 a, F16 b) { return simd::add(a, b); });
-}
-
-// The weight of each head, at every lane l with l % slots equal to the head.
-GTKERN_INLINE F16 repeat(const float* weights, int slots) {
-  if (slots == 1) return simd::repeat<1>(weights);
-  if (slots == 2) return simd::repeat<2>(weights);
-  if (slots == 4) return simd::repeat<4>(weights);
-  return slots == 8 ? simd::repeat<8>(weights) : simd::load(weights);
-}
-
-// log2 x; error below 2e-7 near 1, relative error below 2e-7 elsewhere; -inf at 0, NaN stays NaN.
-GTKERN_INLINE F16 log2(F16 x) {
-  // x = m * 2 ** n with m in [3/4, 3/2); log2 m = 2 / ln 2 * artanh((m - 1) / (m + 1))
-  const F16 m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-  const F16 n = simd::sub(_mm512_getexp_ps(x), _mm512_getexp_ps(m));
-  const F16 s = _mm512_div_ps(simd::sub(m, simd::splat(1.f)), simd::add(m, simd::splat(1.f)));
-  const F16 square = simd::mul(s, s);
-  F16 p = simd::splat(2.8853901f / 11);
-  p = simd::fma(p, square, simd::splat(2.8853901f / 9));
-  p = simd::fma(p, square, simd::splat(2.8853901f / 7));
-  p = simd::fma(p, square, simd::splat(2.8853901f / 5));
-  p = simd::fma(p, square, simd::splat(2.8853901f / 3));
-  p = simd::fma(p, square, simd::splat(2.8853901f));
-  return simd::fma(p, s, n);
-}
-
-GTKERN_INLINE Mask16 lanes_left(int lanes, int at) {
-  return simd::first_lanes(std::min(lanes - at, simd::kLanes));
-}
-
-// How rows [heads, width] fall into vectors.
-//
-// For products: where P heads fill a vector, as they lie, a part is one vector of P heads; else P
-// is 1 and a part is one head, its last vector partly filled. For weighted sums a row is one run of
-// floats, and each lane looks up the weight of its head.
-struct Rows {
-  Rows(int heads, int width, int per_vector)
-      : size(heads * width), chunks((size + simd::kLanes - 1) / simd::kLanes) {
-    const int step = per_vector == 1 ? width : simd::kLanes;
-    const int parts = (heads + per_vector - 1) / per_vector;
-    vectors = (step + simd::kLanes - 1) / simd::kLanes;
-    for (int part = 0; part < kMostHeads; ++part) {
-      // parts that only round the heads up to a power of two repeat the last one
-      begin[part] = std::min(part, parts - 1) * step;
-      tail[part] = lanes_left(std::min(step, size - begin[part]), (vectors - 1) * simd::kLanes);
-    }
-    for (int i = 0; i < chunks * simd::kLanes; ++i) head.push_back(std::min(i / width, heads - 1));
-  }
-
-  int size, chunks, vectors;       // floats, vectors in one run, vectors of a part
-  int begin[kMostHeads];           // of each part
-  Mask16 tail[kMostHeads];         // of its last vector
-  std::vector<std::int32_t> head;  // of each lane of a run
-};
-
-// to[e, part] = factor * own . table_e . row_e, for the heads of each part, from pointers to
-// parts; `within` is the number of parts (a power of two) less 1.
-template <class T>
-using Products = void (*)(const Rows& shape, int within, const float* own, const T* const* rows,
-                          const float* const* tables, int count, float factor, float* to);
-
-// kVectors: of a part; 0: shape.vectors.
-template <class T, int P, int kVectors, bool kTable>
-void products(const Rows& shape, int within, const float* own, const T* const* rows,
-              const float* const* tables, int count, float factor, float* to) {
-  const int last = (kVectors ? kVectors : shape.vectors) - 1;
-  const F16 by = simd::splat(factor);
-  for (int at = 0; at < count; at += simd::kLanes / P) {
-    const F16 sums = reduce_runs<P>([&](int i) __attribute__((always_inline)) {
-      if (at + i >= count) return simd::zero();
-      const float* mine = own + shape.begin[i & within];
-      const T* row = rows[at + i];
-      const float* table = kTable ? tables[at + i] : nullptr;
-      const auto scaled = [&](F16 x, auto... mask) {
-        if constexpr (kTable) return simd::mul(x, load(table, mask...));
-        return x;
-      };
-      F16 sum = simd::zero();
-#pragma GCC unroll 8
-      for (int z = 0; z < last; ++z) {
-        sum = simd::fma(scaled(load(mine)), load(row), sum);
-        mine += simd::kLanes, row += simd::kLanes;
-        if constexpr (kTable) table += simd::kLanes;
-      }
-      const Mask16 mask = shape.tail[i & within];
-      return simd::fma(scaled(load(mine, mask), mask), load(row, mask), sum);
-    });
-    simd::store(to + at * P, simd::mul(sums, by));
-  }
-}
-
-template <class T, bool kTable>
-Products<T> products_for(int per_vector, int vectors) {
-  if (per_vector == 4) return &products<T, 4, 1, kTable>;
-  if (per_vector == 2) return &products<T, 2, 1, kTable>;
-  switch (vectors) {
-    case 1: return &products<T, 1, 1, kTable>;
-    case 2: return &products<T, 1, 2, kTable>;
-    case 4: return &products<T, 1, 4, kTable>;
-    case 8: return &products<T, 1, 8, kTable>;
-    default: return &products<T, 1, 0, kTable>;
-  }
-}
-
-// C vectors of factor * (start + sum weight_e * table_e * row_e); `factor` is by head.
-template <int C, bool kTable, class T, class Row, class Weight, class Table, class Out>
-GTKERN_INLINE void sum_chunks(const Rows& shape, int slots, int chunk, const Row& row,
-                              const Table& table, const Weight& weight, int n, const float* start,
-                              F16 factor, Out* to) {
-  const int at = chunk * simd::kLanes;
-  const Mask16 tail = lanes_left(shape.size, at + (C - 1) * simd::kLanes);
-  F16 sum[C];
-  __m512i head[C];
-#pragma GCC unroll 4
-  for (int c = 0; c < C; ++c) {
-    head[c] = _mm512_loadu_si512(shape.head.data() + at + c * simd::kLanes);
-    const Mask16 mask = c == C - 1 ? tail : kAll;
-    sum[c] = start ? load(start + at + c * simd::kLanes, mask) : simd::zero();
-  }
-  for (int e = 0; e < n; ++e) {
-    const F16 by_head = repeat(weight(e), slots);
-    const T* from = row(e) + at;
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      const Mask16 mask = c == C - 1 ? tail : kAll;
-      F16 w = _mm512_permutexvar_ps(head[c], by_head);
-      if constexpr (kTable) w = simd::mul(w, load(table(e) + at + c * simd::kLanes, mask));
-      sum[c] = simd::fma(w, load(from + c * simd::kLanes, mask), sum[c]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < C; ++c) {
-    store(to + at + c * simd::kLanes, c == C - 1 ? tail : kAll,
-          simd::mul(sum[c], _mm512_permutexvar_ps(head[c], factor)));
-  }
-}
-
-template <bool kTable, class T, class Row, class Weight, class Table, class Out>
-GTKERN_INLINE void weighted_sum(const Rows& shape, int slots, const Row& row, const Table& table,
-                                const Weight& weight, int n, const float* start, F16 factor,
-                                Out* to) {
-  for (int chunk = 0; chunk < shape.chunks; chunk += 4) {
-    const auto sum = [&](auto chunks) {
-      sum_chunks<chunks(), kTable, T>(shape, slots, chunk, row, table, weight, n, start, factor,
-                                      to);
-    };
-    switch (shape.chunks - chunk) {
-      case 1: sum(std::integral_constant<int, 1>()); break;
-      case 2: sum(std::integral_constant<int, 2>()); break;
-      case 3: sum(std::integral_constant<int, 3>()); break;
-      default: sum(std::integral_constant<int, 4>());
-    }
-  }
-}
+// places from a prefetch to its use
+constexpr int kAhead = 12;
 
 // The places of one source after those of another, each in the order of the places.
 struct Place {
@@ -354,7 +138,7 @@ class Direct {
     const bool by_source = grad.k || grad.v;
     const std::int64_t row_weights = 2 * places_.width * slots_;
     const Scratch weights(by_source ? in_.num_dst * row_weights + simd::kLanes : 0);
-    const std::int64_t table_floats = grad.key_table ? std::int64_t{in_.types} * key_.size : 0;
+    const std::int64_t table_floats = grad.key_table ? std::int64_t{in_.types} * key_.padded() : 0;
     const std::int64_t bias_floats = grad.bias_table ? std::int64_t{in_.types} * in_.heads : 0;
     std::vector<float> table_parts(blocks_.count() * table_floats);
     std::vector<float> bias_parts(blocks_.count() * bias_floats);
@@ -376,8 +160,8 @@ class Direct {
           }
         });
     // blocks do not depend on the thread count, so neither does the order of these sums
-    add_parts(table_parts, table_floats, grad.key_table);
-    add_parts(bias_parts, bias_floats, grad.bias_table);
+    add_parts(table_parts, key_.padded(), key_.size, grad.key_table);
+    add_parts(bias_parts, in_.heads, in_.heads, grad.bias_table);
     if (!by_source) return;
     const RowBlocks columns(sources->ptr.data(), in_.num_src);
     for_each_block_with(
@@ -403,6 +187,10 @@ class Direct {
   int kind(std::int64_t place) const { return places_.type ? places_.type[place] : 0; }
   const float* table_of(std::int64_t place) const {
     return in_.key_table + kind(place) * std::int64_t{key_.size};
+  }
+
+  static GTKERN_INLINE void prefetch(const T* row, int size) {
+    for (int i = 0; i < size; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(row + i);
   }
 
   // The edges of a row, empty places left out: their parts and places go to `work`.
@@ -434,8 +222,7 @@ class Direct {
   template <class U>
   static const float* widened(const U* row, int size, std::vector<float>& buffer) {
     for (int i = 0; i < size; i += simd::kLanes) {
-      const Mask16 mask = lanes_left(size, i);
-      store(buffer.data() + i, mask, load(row + i, mask));
+      simd::store(buffer.data() + i, load(row + i, lanes_left(size, i)));
     }
     return buffer.data();
   }
@@ -621,20 +408,21 @@ class Direct {
     }
   }
 
-  // table[type of e] += factor * ds_e * q * k_e
+  // table[type of e] += factor * ds_e * q * k_e. Rows of the table are padded to full vectors: a
+  // masked store would hold up the load that follows it.
   void add_to_table(std::int64_t row, int n, Workspace<T>& work, const float* ds,
                     float* table) const {
     const float* q = widened(in_.q + row * key_.size, key_.size, work.own);
-    for (int e = 0; e < n; ++e) {
-      float* to = table + kind(row * places_.width + work.place[e]) * std::int64_t{key_.size};
-      const T* key = work.key[e * parts_];
-      const F16 weight = simd::mul(repeat(ds + e * slots_, slots_), simd::splat(factor_));
-      for (int at = 0; at < key_.size; at += simd::kLanes) {
-        const Mask16 mask = lanes_left(key_.size, at);
-        const F16 by_lane =
-            _mm512_permutexvar_ps(_mm512_loadu_si512(key_.head.data() + at), weight);
-        const F16 along = simd::mul(by_lane, load(q + at, mask));
-        store(to + at, mask, simd::fma(along, load(key + at, mask), load(to + at, mask)));
+    for (int at = 0; at < key_.size; at += simd::kLanes) {
+      const Mask16 mask = lanes_left(key_.size, at);
+      const __m512i head = _mm512_loadu_si512(key_.head.data() + at);
+      const F16 query = simd::mul(load(q + at, mask), simd::splat(factor_));
+      for (int e = 0; e < n; ++e) {
+        float* to =
+            table + kind(row * places_.width + work.place[e]) * std::int64_t{key_.padded()} + at;
+        const F16 weight = _mm512_permutexvar_ps(head, repeat(ds + e * slots_, slots_));
+        const F16 along = simd::mul(weight, load(work.key[e * parts_] + at, mask));
+        simd::store(to, simd::fma(along, query, simd::load(to)));
       }
     }
   }
@@ -659,6 +447,13 @@ class Direct {
       if (grad_v) std::fill_n(grad_v, value_.size, T(0.f));
     }
     const std::int64_t place_floats = places_.width * slots_;
+    const std::int64_t ahead = std::min(stop + kAhead, sources.ptr[in_.num_src]);
+    for (std::int64_t at = std::min(from + kAhead, ahead); at < ahead; ++at) {
+      const Place place = sources.place[at];
+      prefetch(in_.q + place.row * std::int64_t{key_.size}, key_.size);
+      prefetch(grad.grad_out + place.row * std::int64_t{value_.size}, value_.size);
+      __builtin_prefetch(weights + 2 * place.row * place_floats + place.number * slots_);
+    }
     for (std::int64_t at = from; at < stop; at += kChunk) {
       const int n = static_cast<int>(std::min<std::int64_t>(kChunk, stop - at));
       for (int e = 0; e < n; ++e) {
@@ -700,11 +495,16 @@ class Direct {
     }
   }
 
-  void add_parts(const std::vector<float>& parts, std::int64_t size, float* to) const {
+  // Adds the blocks' tables of [types, stride] floats up to [types, size].
+  void add_parts(const std::vector<float>& parts, std::int64_t stride, std::int64_t size,
+                 float* to) const {
     if (!to) return;
-    std::fill_n(to, size, 0.f);
+    std::fill_n(to, in_.types * size, 0.f);
     for (std::int64_t block = 0; block < blocks_.count(); ++block) {
-      for (std::int64_t i = 0; i < size; ++i) to[i] += parts[block * size + i];
+      for (std::int64_t type = 0; type < in_.types; ++type) {
+        const float* from = parts.data() + (block * in_.types + type) * stride;
+        for (std::int64_t i = 0; i < size; ++i) to[type * size + i] += from[i];
+      }
     }
   }
 
@@ -724,7 +524,8 @@ class Direct {
 
 template <class T>
 bool takes(const Inputs<T, float>& in) {
-  return in.heads <= kMostHeads && !in.key_edge && in.attr_width == 0;
+  return in.heads <= kMostHeads && !in.key_edge && in.attr_width == 0 &&
+         in.num_dst <= std::numeric_limits<std::int32_t>::max();
 }
 
 }  // namespace
