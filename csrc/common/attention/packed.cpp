@@ -345,7 +345,7 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   p.gather = pairs.rows();
   p.statistics = statistics.data();
   p.bounded = scores_bounded(in, p, queries, pairs);
-  p.fetched = fetched_edges(layout, in.num_src, in.num_edges);
+  p.fetched = fetched_edges(layout, in.num_src, in.csr.count());
 
   const Kernels& kernels = kernels_for(layout, in, in.csr, p);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
@@ -385,7 +385,7 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.statistics = statistics.data();
   p.self = queries.rows();
   p.gather = pairs.rows();
-  p.fetched = fetched_edges(layout, in.num_src, in.num_edges);
+  p.fetched = fetched_edges(layout, in.num_src, in.csr.count());
   const Kernels& kernels = kernels_for(layout, in, in.csr, p);
   const RowBlocks blocks(in.csr.ptr, in.csr.rows);
   if (grad.grad_scores) {
@@ -434,7 +434,7 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
   p.edges = &grad.csc;
   p.self = pairs.rows();
   p.gather = queries.rows();
-  p.fetched = fetched_edges(layout, in.num_dst, in.num_edges);
+  p.fetched = fetched_edges(layout, in.num_dst, grad.csc.count());
   const Kernels& column_kernels = kernels_for(layout, in, grad.csc, p);
   const RowBlocks columns(grad.csc.ptr, grad.csc.rows);
   const Sink<T> key_sink{grad.k, in.width}, value_sink{grad.v, in.value_width};
