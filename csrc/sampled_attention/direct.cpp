@@ -452,7 +452,8 @@ class Direct {
       const Place place = sources.place[at];
       prefetch(in_.q + place.row * std::int64_t{key_.size}, key_.size);
       prefetch(grad.grad_out + place.row * std::int64_t{value_.size}, value_.size);
-      __builtin_prefetch(weights + 2 * place.row * place_floats + place.number * slots_);
+      __builtin_prefetch(weights + std::int64_t{2} * place.row * place_floats +
+                         place.number * slots_);
     }
     for (std::int64_t at = from; at < stop; at += kChunk) {
       const int n = static_cast<int>(std::min<std::int64_t>(kChunk, stop - at));
@@ -460,7 +461,8 @@ class Direct {
         const Place place = sources.place[at + e];
         work.key[e] = in_.q + place.row * std::int64_t{key_.size};
         work.value[e] = grad.grad_out + place.row * std::int64_t{value_.size};
-        work.weight[e] = weights + 2 * place.row * place_floats + place.number * slots_;
+        work.weight[e] =
+            weights + std::int64_t{2} * place.row * place_floats + place.number * slots_;
         if (in_.key_table) {
           work.table[e] = table_of(place.row * places_.width + place.number);
         }
