@@ -21,8 +21,8 @@ struct Places {
   const std::uint8_t* type = nullptr;
 };
 
-// Up to 16 heads, without key_edge and edge_attr; needs AVX-512. False: not theirs. Neither reads
-// the edges in `in` and `grad`.
+// Short rows, up to 16 heads, without key_edge and edge_attr; needs AVX-512. False: not theirs.
+// Neither reads the edges in `in` and `grad`.
 template <class T>
 bool forward_direct(const Places& places, const attention::Inputs<T, float>& in,
                     const attention::Results<T, float>& to);
