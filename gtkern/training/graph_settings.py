@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gtkern.models import GraphGPS, GraphGPSSettings
+from gtkern.models import (
+    GraphGPS,
+    GraphGPSSettings,
+    Graphormer,
+    GraphormerSettings,
+    GraphTrans,
+    GraphTransSettings,
+    LiGhT,
+    LiGhTSettings,
+)
 from gtkern.training.optimization import Optimization
 from gtkern.training.settings import setting
 
@@ -16,6 +25,9 @@ __all__ = ["MODELS", "GraphSettings", "GraphTraining", "settings_class"]
 
 MODELS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "graphgps": (GraphGPS, GraphGPSSettings),
+    "graphtrans": (GraphTrans, GraphTransSettings),
+    "graphormer": (Graphormer, GraphormerSettings),
+    "light": (LiGhT, LiGhTSettings),
 }
 """The models and their settings by name."""
 

@@ -175,6 +175,11 @@ def _read(root: type, cls: Any, values: Any, prefix: str) -> Any:
 
 
 def _convert(key: str, kind: Any, value: Any) -> Any:
+    kinds = typing.get_args(kind)
+    if type(None) in kinds:
+        if value is None:
+            return None
+        (kind,) = (kind for kind in kinds if kind is not type(None))
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is float and (is_number or isinstance(value, str)):
         # YAML reads 1e-3 as text

@@ -30,6 +30,32 @@ CONFIGS = sorted(
 
 SMALL: dict[str, dict[str, Any]] = {
     "graphgps": {"width": 8, "heads": 2, "layers": 1, "walk_steps": 4, "local": "gine"},
+    "graphtrans": {
+        "local_layers": 1,
+        "local_width": 8,
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "feedforward": 8,
+    },
+    "graphormer": {
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "feedforward": 8,
+        "max_degree": 16,
+        "max_distance": 24,
+        "path_length": 2,
+        "attend_within": 4,
+    },
+    "light": {
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "path_length": 2,
+        "path_width": 4,
+        "head_width": 8,
+    },
 }
 """Settings of the smallest sensible network of each model."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -131,3 +132,18 @@ def test_a_constant_learning_rate_stays_after_the_warm_up() -> None:
 def test_plateaus_need_no_warm_up() -> None:
     with pytest.raises(ValueError, match="warmup_epochs must be 0 with the schedule plateau"):
         Optimization(epochs=9, lr=1.0, schedule="plateau")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limited:
+    limit: int | None = 3
+
+
+def test_a_setting_may_be_nothing() -> None:
+    assert settings_of.read(Limited, {"limit": None}).limit is None
+    assert (
+        settings_of.read(Limited, settings_of.override(Limited, {}, ["limit=null"])).limit is None
+    )
+    assert settings_of.read(Limited, {"limit": 5}).limit == 5
+    with pytest.raises(settings_of.SettingsError, match="limit must be an integer, got 'far'"):
+        settings_of.read(Limited, {"limit": "far"})
