@@ -25,7 +25,7 @@ FAST = [
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the generated set a small one."""
 
-    def load(name: str, root: pathlib.Path | None = None) -> GraphDataset:
+    def load(name: str, root: pathlib.Path | None, *, on_bad: str) -> GraphDataset:
         return GraphDataset(name, motifs(graphs=30), "classification", 4, "accuracy")
 
     monkeypatch.setattr(gtkern.data, "load_graphs", load)

@@ -181,7 +181,7 @@ def load_graph_data(
     from gtkern.training.errors import UserError
 
     try:
-        data = load_graphs(settings.dataset, root)
+        data = load_graphs(settings.dataset, root, on_bad=settings.on_bad)
     except (DataNotFoundError, ImportError) as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, KeyError, IndexError) as error:

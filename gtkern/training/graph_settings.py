@@ -51,6 +51,7 @@ class GraphSettings:
 
     Attributes:
         dataset: name of the data set. model: one of MODELS.
+        on_bad: what becomes of graphs that cannot be read: "raise", or "skip" to leave them out.
         seed: of the weights, the batches, dropout, and the split where it is drawn.
         split: kind of split: "default" for the set's usual one, else one it has, such as "random".
         folds: the graphs are cut into so many parts, each the test of one run and the next one
@@ -61,6 +62,7 @@ class GraphSettings:
 
     dataset: str = setting()
     model: str = setting(choices=tuple(MODELS))
+    on_bad: str = setting("raise", choices=("raise", "skip"))
     seed: int = setting(0, low=0, high=2**31 - 1)
     split: str = setting("default", choices=("default", "published", "scaffold", "random"))
     folds: int = setting(0, low=0)

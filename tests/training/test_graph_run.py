@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import gtkern
-from gtkern.data import GRAPH_SETS, GraphDataset, motifs
+from gtkern.data import GRAPH_SETS, GraphDataset, load_graphs, motifs
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
 from gtkern.training.graph_repeats import GraphRepeats
@@ -207,3 +207,11 @@ def test_the_settings_of_a_data_set_are_valid(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_settings_for_the_generated_set(model: str) -> None:
     assert f"{model}/synthetic.yaml" in {f"{path.parent.name}/{path.name}" for path in CONFIGS}
+
+
+def test_the_default_run_learns_the_generated_set(tmp_path: pathlib.Path) -> None:
+    path = next(path for path in CONFIGS if path.match("graphgps/synthetic.yaml"))
+    chosen = settings_of.read(settings_class("graphgps"), settings_of.load(path))
+    data = load_graphs("synthetic")
+    run = GraphRun(chosen, data, RunFolder(tmp_path), console=Console(quiet=True))
+    assert run.run().test["accuracy"] > 0.9
