@@ -15,10 +15,10 @@ from gtkern import ops
 from gtkern.models import batches, graphormer_encoding
 from gtkern.nn import (
     FeatureEncoder,
-    RaggedMultiheadAttention,
     TransformerLayer,
     distinct_rows,
     dropout,
+    initialize_as_bert,
     pair_biases,
     with_tokens,
 )
@@ -253,18 +253,8 @@ class Graphormer(nn.Module):
         self.transform = nn.Linear(width, width)
         self.transform_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_tasks)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """As the released code: all weights from N(0, 0.02²), offsets 0."""
+        initialize_as_bert(self)  # as the released code
         nn.init.normal_(self.token, std=0.02)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, RaggedMultiheadAttention):
-                nn.init.normal_(module.in_proj_weight, std=0.02)
 
     @staticmethod
     def encodings(settings: GraphormerSettings) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from gtkern import ops
 from gtkern.models import batches, light_encoding
 from gtkern.nn import (
     FeatureEncoder,
-    RaggedMultiheadAttention,
     TransformerLayer,
+    initialize_as_bert,
     pair_biases,
     pool,
     with_tokens,
@@ -264,19 +264,9 @@ class LiGhT(nn.Module):
             nn.GELU(),
             nn.Linear(settings.head_width, num_tasks),
         )
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """As the released code: all weights from N(0, 0.02²), offsets 0."""
+        initialize_as_bert(self)  # as the released code
         nn.init.normal_(self.triplets.virtual_atom, std=0.02)
         nn.init.normal_(self.triplets.virtual_bond, std=0.02)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, RaggedMultiheadAttention):
-                nn.init.normal_(module.in_proj_weight, std=0.02)
 
     @staticmethod
     def encodings(settings: LiGhTSettings) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 from gtkern.nn.packing import WithTokens, pool, with_tokens
 from gtkern.nn.pair_bias import distinct_rows, pair_biases
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
-from gtkern.nn.transformer import TransformerLayer
+from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
 
 __all__ = [
     "BatchNorm",
@@ -29,6 +29,7 @@ __all__ = [
     "WithTokens",
     "distinct_rows",
     "dropout",
+    "initialize_as_bert",
     "make_norm",
     "pair_biases",
     "pool",

@@ -12,7 +12,7 @@ from gtkern.nn.dropout import dropout
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.ragged import PairIndex, Ragged
 
-__all__ = ["TransformerLayer"]
+__all__ = ["TransformerLayer", "initialize_as_bert"]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -108,3 +108,17 @@ class TransformerLayer(nn.Module):
     def extra_repr(self) -> str:
         """The sizes."""
         return f"norm={self.norm}, activation={self.activation}, dropout={self.dropout}"
+
+
+def initialize_as_bert(network: nn.Module) -> None:
+    """Draw the weights of projections and embeddings from N(0, 0.02²) and set offsets to 0.
+
+    Reference: Devlin et al. 2019 (BERT), whose released code does so.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, RaggedMultiheadAttention):
+            nn.init.normal_(module.in_proj_weight, std=0.02)
