@@ -12,7 +12,10 @@ import textwrap
 
 __all__ = ["draw"]
 
-COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3")
+COLORS = (
+    "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c",
+    "#ccb974", "#64b5cd", "#2f4b6e", "#8a4a1f",
+)  # fmt: skip
 WHOLE = "fwd+bwd"
 
 
