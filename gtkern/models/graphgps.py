@@ -69,6 +69,9 @@ class GPSLayer(nn.Module):
         last: whether it is the last layer, which leaves the edges as they are.
         attend: ragged_attention, or a function of the same arguments.
 
+    Attributes:
+        attention: a RaggedMultiheadAttention, or a module of the same call; None: attend(..) is 0.
+
     Reference: Rampášek et al. 2022 (GraphGPS), eq. 4 to 7.
     """
 
@@ -87,7 +90,7 @@ class GPSLayer(nn.Module):
             if settings.local == "gated_gcn"
             else IsomorphismNetwork(width, settings.dropout, edges=settings.local == "gine")
         )
-        self.attention = RaggedMultiheadAttention(
+        self.attention: nn.Module | None = RaggedMultiheadAttention(
             width, settings.heads, dropout=settings.attention_dropout, attend=attend
         )
         self.local_norm = make_norm(settings.norm, width)
@@ -118,8 +121,10 @@ class GPSLayer(nn.Module):
             x and edge, new; of a last layer's edge, nothing is to be read.
         """
         near, edge = self.local(x, edge_index, edge)
-        far = self._drop(self.attention(x, ragged, (), prefix_k, prefix_v))
-        y = self.local_norm(near) + self.attention_norm(x + far)
+        far = x
+        if self.attention is not None:
+            far = x + self._drop(self.attention(x, ragged, (), prefix_k, prefix_v))
+        y = self.local_norm(near) + self.attention_norm(far)
         hidden = self._drop(self.widen(y).relu_())
         return self.output_norm(y + self._drop(self.narrow(hidden))), edge
 

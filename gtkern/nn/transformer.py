@@ -39,6 +39,9 @@ class TransformerLayer(nn.Module):
         scale: multiplies the scores; default (C / H) ** -0.5.
         attend: ragged_attention, or a function of the same arguments.
 
+    Attributes:
+        attention: a RaggedMultiheadAttention, or a module of the same call; None: attend(..) is 0.
+
     Reference: Vaswani et al. 2017; Xiong et al. 2020 for "pre".
     """
 
@@ -66,7 +69,7 @@ class TransformerLayer(nn.Module):
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
         self.norm, self.activation = norm, activation
         self.dropout, self.activation_dropout = dropout, activation_dropout
-        self.attention = RaggedMultiheadAttention(
+        self.attention: nn.Module | None = RaggedMultiheadAttention(
             width, heads, dropout=attention_dropout, scale=scale, attend=attend
         )
         self.attention_norm = nn.LayerNorm(width)
@@ -94,10 +97,11 @@ class TransformerLayer(nn.Module):
             [N, C].
         """
         before = self.norm == "pre"
-        attended = self.attention(
-            self.attention_norm(x) if before else x, ragged, bias, prefix_k, prefix_v
-        )
-        x = x + dropout(attended, self.dropout, self.training)
+        if self.attention is not None:
+            attended = self.attention(
+                self.attention_norm(x) if before else x, ragged, bias, prefix_k, prefix_v
+            )
+            x = x + dropout(attended, self.dropout, self.training)
         y = self.output_norm(x) if before else (x := self.attention_norm(x))
         hidden = _ACTIVATIONS[self.activation](self.widen(y))
         hidden = dropout(hidden, self.activation_dropout, self.training)

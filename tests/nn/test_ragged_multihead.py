@@ -85,3 +85,46 @@ def test_autocast_narrows_the_prefix_too() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"^num_heads must divide embed_dim 12, got 5"):
         RaggedMultiheadAttention(WIDTH, 5)
+
+
+def test_fewer_heads_keep_their_width() -> None:
+    layer = RaggedMultiheadAttention(WIDTH, 2, head_dim=4)
+    assert layer.in_proj_weight.shape == (3 * 8, WIDTH)
+    assert layer.out_proj.weight.shape == (WIDTH, 8)
+    whole = RaggedMultiheadAttention(WIDTH, HEADS)
+    with torch.no_grad():
+        # the third head of `whole` reaches nothing
+        whole.out_proj.weight[:, 8:] = 0
+        layer.out_proj.weight.copy_(whole.out_proj.weight[:, :8])
+        layer.in_proj_weight.copy_(whole.in_proj_weight.view(3, WIDTH, WIDTH)[:, :8].flatten(0, 1))
+    x, ragged = torch.randn(PTR[-1], WIDTH), Ragged.from_ptr(torch.tensor(PTR))
+    torch.testing.assert_close(layer(x, ragged), whole(x, ragged))
+    torch.testing.assert_close(whole.keep_heads([0, 1])(x, ragged), whole(x, ragged))
+
+
+def test_kept_heads_read_their_columns_of_bias_and_prefix() -> None:
+    whole = RaggedMultiheadAttention(WIDTH, HEADS)
+    with torch.no_grad():
+        whole.out_proj.weight[:, 4:8] = 0
+    nodes = 5
+    ragged = Ragged.from_ptr(torch.tensor([0, nodes]))
+    index = torch.randint(4, (nodes * nodes,), dtype=torch.uint8)
+    bias = [(PairIndex.from_tensor(index, ragged, 4), torch.randn(4, HEADS))]
+    prefix_k, prefix_v = torch.randn(2, 3, HEADS, WIDTH // HEADS)
+    x = torch.randn(nodes, WIDTH)
+    expected = whole(x, ragged, bias, prefix_k, prefix_v)
+    kept = whole.keep_heads([0, 2])
+    assert kept.heads == (0, 2)
+    torch.testing.assert_close(kept(x, ragged, bias, prefix_k, prefix_v), expected)
+    assert kept.keep_heads([1]).heads == (2,)
+
+
+@pytest.mark.parametrize("heads", [[], [1, 0], [0, 0], [-1], [3]])
+def test_kept_heads_must_be_there_and_rise(heads: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"^heads must be one or more of 0 \.\. 2, rising, got"):
+        RaggedMultiheadAttention(WIDTH, HEADS).keep_heads(heads)
+
+
+def test_head_dim_must_be_positive() -> None:
+    with pytest.raises(ValueError, match=r"^head_dim must be at least 1, got 0"):
+        RaggedMultiheadAttention(WIDTH, 2, head_dim=0)
