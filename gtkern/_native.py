@@ -7,6 +7,8 @@ the CUDA kernels compiled for the host.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -52,6 +54,37 @@ def ops(backend: str) -> Any:
 def missing_reason(library: str) -> str | None:
     """Why the library "cpu" or "cuda" is not there; None when it is loaded."""
     return _missing[library]
+
+
+def build_facts() -> dict[str, str]:
+    """What the libraries were built with, as CMakeLists.txt wrote it; empty when none was built."""
+    try:
+        facts: dict[str, str] = json.loads((LIBRARY_DIR / "build.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return facts
+
+
+def stale_reason() -> str | None:
+    """Why the libraries do not fit the sources beside the package; None where they do.
+
+    An installed package has no sources beside it, and fits.
+    """
+    root = LIBRARY_DIR.parent.parent
+    built = build_facts().get("sources")
+    if built is None or not (root / "CMakeLists.txt").exists():
+        return None
+    paths = sorted(
+        path.relative_to(root).as_posix() for path in (root / "csrc").rglob("*") if path.is_file()
+    )
+    lines = [f"{path} {_digest((root / path).read_bytes())}\n" for path in paths]
+    if _digest("".join(lines).encode()) == built:
+        return None
+    return "csrc has changed since the native libraries were built; run `make setup`"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _load_library(name: str) -> str | None:

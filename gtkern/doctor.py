@@ -71,6 +71,18 @@ def show(console: Console) -> bool:
         devices.add_row("cuda", _native.missing_reason("cuda") or "no device")
     console.print(devices)
 
+    facts = _native.build_facts()
+    if facts:
+        build = Table(title="native libraries", show_header=False)
+        for name in ("compiler", "build_type", "torch", "cuda", "cuda_architectures"):
+            if facts.get(name):
+                build.add_row(name.replace("_", " "), facts[name])
+        build.add_row("machine", "any x86-64-v3" if facts.get("portable") == "ON" else "this one")
+        stale = _native.stale_reason()
+        if stale:
+            build.add_row("sources", f"[yellow]{stale}")
+        console.print(build)
+
     checks = self_test(_device())
     rooms = Table(title=f"rooms, tested on {_device()}")
     for heading in ("room", "backend", "state"):

@@ -56,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"--require must name backends of {', '.join(_backends.BACKENDS)}, got {unknown[0]!r}"
         )
+    stale = _native.stale_reason()
+    if stale:
+        config.issue_config_time_warning(UserWarning(stale), stacklevel=1)
     library = config.getoption("--emulated-library")
     if library:
         _native.load_emulated(library)

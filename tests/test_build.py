@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -156,3 +158,28 @@ sys.exit(3)
     ]  # fmt: skip
     assert line.split(maxsplit=6)[:6] == ["sm_90a", "32", "8", "16", "24", "512"]
     assert "f" in line.split(maxsplit=6)[6]
+
+
+def test_libraries_of_other_sources_are_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "csrc" / "room" / "cpu.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"int one;")
+    digest = hashlib.sha256(b"int one;").hexdigest()
+    total = hashlib.sha256(f"csrc/room/cpu.cpp {digest}\n".encode()).hexdigest()
+    library = tmp_path / "gtkern" / "lib"
+    library.mkdir(parents=True)
+    (library / "build.json").write_text(json.dumps({"sources": total}))
+    monkeypatch.setattr(_native, "LIBRARY_DIR", library)
+    assert _native.stale_reason() is None, "no sources beside an installed package"
+    (tmp_path / "CMakeLists.txt").touch()
+    assert _native.stale_reason() is None
+    source.write_bytes(b"int two;")
+    assert "make setup" in str(_native.stale_reason())
+
+
+def test_this_build_is_of_these_sources() -> None:
+    if not _native.build_facts():
+        pytest.skip("no native library was built")
+    assert _native.stale_reason() is None

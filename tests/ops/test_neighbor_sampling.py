@@ -1,229 +1,28 @@
-"""sample_neighbors and layer_batches: the contract, and what only this room promises."""
+"""neighbor_sampling: the room's contract, and what only this room promises."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import hypothesis
 import pytest
-import scipy.stats
 import torch
-from contract import (
-    BadInput,
-    Call,
-    OpContract,
-    Room,
-    Sample,
-    fast,
-    graph_edges,
-    graph_join,
-    graph_relabel,
-    graph_structure,
-    pairs,
-)
+from contract import OpContract
 from hypothesis import strategies
-from torch import Tensor
+from room import (
+    Call,
+    Sample,
+    everywhere,
+    fast,
+)
+from sampling_room import ROOM, drawn, law, make, results, rows, sample_flat
 
 from gtkern import Graph, ops
-from gtkern.ops import Neighbors
-from gtkern.ops.neighbor_sampling import batches
 from gtkern.ops.neighbor_sampling import table as tables
 from gtkern.ops.neighbor_sampling.reference import exponential
 from gtkern.random import philox
 from gtkern.testing import random_graph
-
-
-def sample_flat(**arguments: Any) -> tuple[Tensor, ...]:
-    """The op, with the tensors of its layers one after the other."""
-    layers = ops.sample_neighbors(**arguments)
-    return tuple(tensor for layer in layers for tensor in layer if tensor is not None)
-
-
-def make(graph: Any, *, layers: int = 0, shape: str = "plain", **options: Any) -> Call:
-    """A call on `graph()`.
-
-    Args:
-        layers: of the weights; 0: weight [E].
-        shape: "plain": (0, 1); "steep": over twelve orders of magnitude; "ties": eleven values,
-            0 among them; "rare": nine of ten are 0; "none": no weight.
-    """
-    graph = graph()
-    generator = torch.Generator().manual_seed(5)
-    size = (layers, graph.num_edges) if layers else (graph.num_edges,)
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
-    weight = {
-        "none": uniform,
-        "plain": uniform,
-        "steep": 10 ** (-12 * uniform),
-        "ties": (uniform * 10).round(),
-        "rare": torch.where(uniform < 0.1, uniform, 0.0),
-    }[shape]
-    tensors = {} if shape == "none" else {"weight": weight}
-    return Call(tensors, {"weight": "edge"}, {"graph": graph, "seed": 3, **options})
-
-
-def results(call: Call) -> list[tuple[str, str]]:
-    """Names of the flat results."""
-    k = call.others["k"]
-    layers = len(k) if isinstance(k, list) else 1
-    if "weight" in call.tensors and call.tensors["weight"].dim() == 2:
-        layers = call.tensors["weight"].size(0)
-    names = ["index", "edge", *(["type"] if call.others["graph"].has_edge_types else [])]
-    return [(f"{name} of layer {layer}", "dst") for layer in range(layers) for name in names]
-
-
-def law(name: str, nodes: int | tuple[int, int], edges: int, types: int = 0) -> Any:
-    return functools.partial(random_graph, name, nodes, edges, num_edge_types=types, seed=3)
-
-
-def rows(*degrees: int, types: int = 0) -> Graph:
-    """Rows of the given degrees; edge e comes from node e."""
-    destination = torch.repeat_interleave(torch.arange(len(degrees)), torch.tensor(degrees).long())
-    edges = torch.stack((torch.arange(destination.numel()), destination))
-    kind = torch.arange(destination.numel()) % types if types else None
-    return Graph.from_edge_index(edges, (max(destination.numel(), 1), len(degrees)), edge_type=kind)
-
-
-def sample(name: str, graph: Any, size: str = "small", **options: Any) -> Sample:
-    return Sample(name, functools.partial(make, graph, **options), size)
-
-
-SAMPLES = (
-    sample("plain", law("uniform", 12, 60), "tiny", k=3),
-    sample("layers", law("power_law", 12, 90, 3), "tiny", k=[2, 7, 4], layers=3, epoch=5),
-    sample("one_weight_for_layers", law("power_law", 12, 90), "tiny", k=[3, 4], seed=-(2**63)),
-    sample("uniform", law("uniform", 12, 60, 2), k=4, shape="none", method="uniform"),
-    sample("top", law("uniform", 12, 60), "tiny", k=4, shape="ties", method="top"),
-    sample("pad", law("uniform", 12, 60, 2), "tiny", k=9, fill="pad"),
-    sample("ties", law("uniform", 12, 90), k=5, shape="ties", seed=2**63 - 1),
-    sample("steep", law("uniform", 12, 200), k=5, shape="steep"),
-    sample("rare", law("uniform", 12, 200), k=5, shape="rare"),
-    sample("more_than_all", law("power_law", 12, 60), k=70, epoch=2**32 - 1),
-    sample("many_places", law("uniform", 5, 60), k=700),
-    sample("bipartite", law("uniform", (20, 3), 50, 2), k=6),
-    sample("zero_edges", law("uniform", 4, 0, 2), k=2),
-    sample("no_nodes", lambda: rows(), k=2),
-    sample("one_edge_rows", lambda: rows(1, 0, 1, 1), k=3),
-    sample("rows_of_31_to_34", lambda: rows(31, 32, 33, 34), k=8),
-    sample("row_of_k", lambda: rows(6, 5, 7), k=6),
-    sample("rows_around_2k", lambda: rows(9, 10, 11, 15, 16, 17, 21, 22, 40), k=8, shape="steep"),
-    sample("most_drawn", lambda: rows(127, 128, 150, 300), k=64),
-    sample("more_than_drawn", lambda: rows(130, 200), k=65),
-    sample("searches", lambda: rows(*[16, 17, 33, 255, 256, 257, 1_024, 1_025, 2_000] * 3), k=7),
-    sample("hub", law("hub", 40, 9_000, 2), "broad", k=10),
-    sample("hub_with_many_places", law("hub", 40, 30_000), "broad", k=3_000),
-    sample("hub_top", law("hub", 40, 9_000), "broad", k=10, shape="ties", method="top"),
-    sample("hub_with_ties", law("hub", 4, 30_000), "broad", k=20, shape="steep"),
-    sample("window_rows", lambda: rows(1_984, 1_985, 2_047, 2_048, 2_049, 64, 5_000), "broad", k=9),
-    sample("power_law_thousands", law("power_law", 3_000, 60_000, 3), "broad", k=[5, 10], layers=2),
-    sample("low_degrees", law("uniform", 5_000, 40_000), "broad", k=10),
-)  # fmt: skip
-
-
-def change(**arguments: Any) -> Any:
-    """Replace arguments by values, or by functions of the right arguments."""
-    return lambda right: {
-        name: value(right) if callable(value) and not isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
-
-
-def spoiled(value: float) -> Any:
-    def changed(right: Mapping[str, Any]) -> Tensor:
-        weight = right["weight"].clone()
-        weight[7] = value
-        return weight
-
-    return changed
-
-
-BAD = (
-    BadInput("graph_an_edge_index", change(graph=lambda a: a["graph"].edge_index()), TypeError,
-             r"^graph must be a gtkern.Graph \(Graph.from_any makes one\), got Tensor"),
-    BadInput("weight_no_tensor", change(weight=[1.0]), TypeError,
-             r"^weight must be a tensor, got list"),
-    BadInput("weight_integer", change(weight=lambda a: a["weight"].long()), TypeError,
-             r"^weight must be float32, .* got torch.int64"),
-    BadInput("weight_size", change(weight=torch.ones(59)), ValueError,
-             r"^weight must have shape \[E\] or \[L, E\] with E = 60, got \[59\]"),
-    BadInput("weight_rank", change(weight=torch.ones(1, 1, 60)), ValueError,
-             r"^weight must have shape \[E\] or \[L, E\] with E = 60, got \[1, 1, 60\]"),
-    BadInput("weight_without_layers", change(weight=torch.ones(0, 60)), ValueError,
-             r"^weight must have shape \[E\] or \[L, E\] with E = 60, got \[0, 60\]"),
-    BadInput("weight_negative", change(weight=spoiled(-0.5)), ValueError,
-             r"^weight must be 0 \.\. 2\*\*100, got -0\.5"),
-    BadInput("weight_nan", change(weight=spoiled(math.nan)), ValueError,
-             r"^weight must be 0 \.\. 2\*\*100, got nan"),
-    BadInput("weight_infinite", change(weight=spoiled(math.inf)), ValueError,
-             r"^weight must be 0 \.\. 2\*\*100, got inf"),
-    BadInput("weight_missing", change(weight=None), ValueError,
-             r"^weight must be given with method='weighted', got None"),
-    BadInput("weight_with_uniform", change(method="uniform"), ValueError,
-             r"^weight must be None with method='uniform', got a tensor"),
-    BadInput("weight_device", change(weight=torch.ones(60, device="meta")), ValueError,
-             r"^weight must be on the device of graph \(cpu\), got meta"),
-    BadInput("k_zero", change(k=0), ValueError, r"^k must be at least 1, got 0"),
-    BadInput("k_negative", change(k=[3, -1]), ValueError, r"^k must be at least 1, got -1"),
-    BadInput("k_a_float", change(k=2.0), TypeError,
-             r"^k must be an integer or a list of them, got float"),
-    BadInput("k_holds_a_string", change(k=["3"]), TypeError, r"^k must hold integers, got str"),
-    BadInput("k_empty", change(k=[]), ValueError, r"^k must name at least 1 layer"),
-    BadInput("k_for_other_layers", change(k=[2, 2], weight=torch.ones(3, 60)), ValueError,
-             r"^k must have one number for each of the 3 layers of weight, got 2"),
-    BadInput("seed_a_float", change(seed=0.5), TypeError, r"^seed must be an integer, got float"),
-    BadInput("seed_too_large", change(seed=2**63), ValueError,
-             r"^seed must fit in 64 signed bits, got 9223372036854775808"),
-    BadInput("epoch_negative", change(epoch=-1), ValueError,
-             r"^epoch must be 0 \.\. 2\*\*32 - 1, got -1"),
-    BadInput("epoch_a_float", change(epoch=1.0), TypeError,
-             r"^epoch must be an integer, got float"),
-    BadInput("method_unknown", change(method="max"), ValueError,
-             r"^method must be one of 'weighted', 'uniform', 'top', got 'max'"),
-    BadInput("fill_unknown", change(fill="zero"), ValueError,
-             r"^fill must be one of 'replacement', 'pad', got 'zero'"),
-    BadInput("table_of_other_sizes",
-             change(weight=lambda a: ops.sampling_table(rows(2, 3), torch.rand(5))), ValueError,
-             r"^weight must be a table of the graph \(12 nodes, 60 edges\), got one of 2 nodes, 5"),
-    BadInput("table_of_another_graph",
-             change(weight=lambda a: ops.sampling_table(rows(*[5] * 12), torch.rand(60))),
-             ValueError, r"^weight must be a table of the graph, got one of another graph"),
-    BadInput("table_device",
-             change(weight=lambda a: ops.sampling_table(a["graph"], a["weight"]).to("meta")),
-             ValueError, r"^weight must be on the device of graph \(cpu\), got meta"),
-    BadInput("table_with_uniform",
-             change(weight=lambda a: ops.sampling_table(a["graph"], a["weight"]), method="uniform"),
-             ValueError, r"^weight must be None with method='uniform', got a table"),
-    BadInput("backend_unknown", change(backend="numpy"), ValueError,
-             r"^backend must be one of 'auto', 'reference', .*got 'numpy'"),
-)  # fmt: skip
-
-ROOM = Room(
-    op=sample_flat,
-    samples=SAMPLES,
-    results=results,
-    structure=graph_structure,
-    edges=graph_edges,
-    relabel=graph_relabel,
-    join=graph_join,
-    saved_bytes=lambda call: 0,
-    bad=BAD,
-)
-
-everywhere = pytest.mark.parametrize(
-    ("backend", "device"), pairs(ROOM), ids=[f"{name}-{device}" for name, device in pairs(ROOM)]
-)
-
-
-FAST = [pair for pair in pairs(ROOM) if fast(*pair)]
-
-# thousands of rows are too many for an interpreter; its bits are compared with the reference's
-where_fast = pytest.mark.parametrize(
-    ("backend", "device"), FAST, ids=[f"{name}-{device}" for name, device in FAST]
-)
 
 
 class TestContract(OpContract):
@@ -274,11 +73,6 @@ class TestContract(OpContract):
             assert (once.sort(dim=1).values.diff(dim=1) > 0).all()
 
 
-def drawn(backend: str, device: torch.device, **options: Any) -> tuple[Neighbors, ...]:
-    call = make(law("power_law", 30, 900), **{"k": 6, **options}).cast(torch.float32, device)
-    return ops.sample_neighbors(**call.tensors, **call.others, backend=backend)
-
-
 @strategies.composite
 def calls(draw: strategies.DrawFn) -> Call:
     degrees = draw(strategies.lists(strategies.integers(0, 80), max_size=8))
@@ -296,7 +90,7 @@ def calls(draw: strategies.DrawFn) -> Call:
     )
 
 
-@everywhere
+@everywhere(ROOM)
 def test_any_rows_with_any_options(backend: str, device: torch.device) -> None:
     if backend == "reference":
         pytest.skip("the reference is the yardstick")
@@ -314,108 +108,7 @@ def test_any_rows_with_any_options(backend: str, device: torch.device) -> None:
     proof()
 
 
-def chi_square(observed: Tensor, expected: Tensor) -> float:
-    """The probability of counts as far from the expected ones as these, or farther."""
-    assert expected.min() > 8, "too few expected for the chi-square distribution"
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    return float(scipy.stats.chi2.sf(statistic, observed.numel() - 1))
-
-
-def pooled(observed: Tensor, expected: Tensor) -> list[Tensor]:
-    """The rarest outcomes together, so that 20 at least are expected of them."""
-    order = expected.argsort()
-    rare = int((expected[order].cumsum(0) < 20).sum()) + 1
-    return [
-        torch.cat((value[order][:rare].sum()[None], value[order][rare:]))
-        for value in (observed, expected)
-    ]
-
-
-REPEATS = 20_000
-
-
-def repeated(weight: list[float], device: torch.device) -> tuple[Graph, Tensor]:
-    """The same row again and again."""
-    graph = rows(*[len(weight)] * REPEATS).to(device)
-    return graph, torch.tensor(weight, device=device).repeat(REPEATS)
-
-
-def set_probabilities(weight: list[float], k: int) -> dict[tuple[int, ...], float]:
-    """Of every set of k edges drawn one after the other, in proportion to what is left."""
-    found: dict[tuple[int, ...], float] = {}
-    for order in itertools.permutations(range(len(weight)), k):
-        left, probability = sum(weight), 1.0
-        for edge in order:
-            probability *= weight[edge] / left
-            left -= weight[edge]
-        key = tuple(sorted(order))
-        found[key] = found.get(key, 0.0) + probability
-    return found
-
-
-@where_fast
-@pytest.mark.parametrize(
-    ("weight", "k"),
-    [
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 2),
-        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 3),
-        ([0.05, 0.1, 0.2, 0.3, 0.35], 1),
-        ([8.0, 1.0, 0.5, 4.0, 2.0, 1.0], 4),
-        # where 16 draws often hit fewer than 3 different edges, and the race gives the others
-        ([60.0, 1.0, 2.0, 0.5, 30.0, 1.0], 3),
-        ([1000.0, 1.0, 2.0, 3.0], 2),
-    ],
-)
-def test_sets_are_drawn_with_their_exact_probabilities(
-    backend: str, device: torch.device, weight: list[float], k: int
-) -> None:
-    graph, weights = repeated(weight, device)
-    (layer,) = ops.sample_neighbors(graph, weights, k, seed=1, backend=backend)
-    places = (layer.edge % len(weight)).cpu()
-    code = (2**places).sum(1)
-    expected = set_probabilities(weight, k)
-    counts = torch.tensor([int((code == sum(2**e for e in key)).sum()) for key in expected])
-    assert counts.sum() == REPEATS
-    probabilities = torch.tensor(list(expected.values()))
-    assert chi_square(*pooled(counts, REPEATS * probabilities)) > 1e-3
-
-
-@where_fast
-def test_uniform_draws_every_set_alike(backend: str, device: torch.device) -> None:
-    graph, _ = repeated([1.0] * 5, device)
-    (layer,) = ops.sample_neighbors(graph, k=2, seed=2, method="uniform", backend=backend)
-    code = (2 ** (layer.edge % 5)).sum(1).cpu()
-    sets = [2**a + 2**b for a, b in itertools.combinations(range(5), 2)]
-    counts = torch.tensor([int((code == key).sum()) for key in sets])
-    assert chi_square(counts, torch.full((10,), REPEATS / 10)) > 1e-3
-
-
-@where_fast
-def test_filling_draws_in_proportion_to_the_weights(backend: str, device: torch.device) -> None:
-    weight = [0.5, 4.0, 0.0, 1.0, 2.5]
-    graph, weights = repeated(weight, device)
-    (layer,) = ops.sample_neighbors(graph, weights, 7, seed=3, backend=backend)
-    places = (layer.edge % 5).cpu()
-    assert (places[:, :4] == torch.tensor([0, 1, 3, 4])).all()
-    counts = torch.bincount(places[:, 4:].flatten(), minlength=5)
-    assert counts[2] == 0
-    expected = 3 * REPEATS * torch.tensor(weight)[[0, 1, 3, 4]] / 8
-    assert chi_square(counts[[0, 1, 3, 4]], expected) > 1e-3
-
-
-@where_fast
-def test_draws_of_a_row_are_independent_of_each_other(backend: str, device: torch.device) -> None:
-    """Neighbouring rows, layers and epochs: all pairs of choices equally often."""
-    graph, weights = repeated([1.0, 1.0, 1.0], device)
-    first, second = ops.sample_neighbors(graph, weights, [1, 1], seed=4, backend=backend)
-    (later,) = ops.sample_neighbors(graph, weights, 1, seed=4, epoch=1, backend=backend)
-    a, b, c = ((layer.edge % 3).flatten().cpu() for layer in (first, second, later))
-    for other in (b, c, a.roll(1)):
-        counts = torch.bincount(3 * a + other, minlength=9)
-        assert chi_square(counts, torch.full((9,), REPEATS / 9)) > 1e-3
-
-
-@everywhere
+@everywhere(ROOM)
 def test_seed_epoch_and_layer_change_the_sample(backend: str, device: torch.device) -> None:
     (first,) = drawn(backend, device)
     assert all(
@@ -429,7 +122,7 @@ def test_seed_epoch_and_layer_change_the_sample(backend: str, device: torch.devi
         assert not torch.equal(a.edge, b.edge)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_top_takes_the_largest_and_the_earlier_of_equals(
     backend: str, device: torch.device
 ) -> None:
@@ -441,7 +134,7 @@ def test_top_takes_the_largest_and_the_earlier_of_equals(
     assert layer.edge.tolist() == [[0, 1, 4], [7, -1, -1]]
 
 
-@everywhere
+@everywhere(ROOM)
 def test_rows_without_weight_draw_nothing(backend: str, device: torch.device) -> None:
     graph = rows(3, 0, 2, types=2).to(device)
     weight = torch.tensor([0.0, 2.0**-120, 0.0, 0.0, 3.0], device=device)
@@ -451,7 +144,7 @@ def test_rows_without_weight_draw_nothing(backend: str, device: torch.device) ->
     assert layer.type is not None and layer.type.tolist() == [[0, 0], [0, 0], [0, 0]]
 
 
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize("size", [2.0**-97, 2.0**100])
 def test_weights_may_have_any_size(backend: str, device: torch.device, size: float) -> None:
     """A power of two that all weights share changes nothing, up to the ends of the range."""
@@ -462,7 +155,7 @@ def test_weights_may_have_any_size(backend: str, device: torch.device, size: flo
     assert torch.equal(found.edge, expected.edge)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_edges_are_numbered_as_the_caller_did(backend: str, device: torch.device) -> None:
     """The same edges in another order, their weights with them: the same edges are drawn."""
     graph = law("power_law", 30, 900)()
@@ -477,7 +170,7 @@ def test_edges_are_numbered_as_the_caller_did(backend: str, device: torch.device
     assert torch.equal(order[b.edge], a.edge)
 
 
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize("method", ["weighted", "top"])
 def test_a_table_gives_the_bits_of_its_weights(
     backend: str, device: torch.device, method: str
@@ -528,7 +221,7 @@ def test_prefix_sums_are_the_published_ones() -> None:
     assert torch.equal(prefix[5:], torch.arange(1, 301) * 2**23)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_missing_seed_is_drawn_from_torchs_generator(backend: str, device: torch.device) -> None:
     torch.manual_seed(1)
     (first,) = drawn(backend, device, seed=None)
@@ -538,7 +231,7 @@ def test_missing_seed_is_drawn_from_torchs_generator(backend: str, device: torch
     assert torch.equal(first.edge, again.edge) and not torch.equal(first.edge, other.edge)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_op_passes_opcheck(backend: str, device: torch.device) -> None:
     graph = random_graph("uniform", 9, 40, seed=0, device=device)
     weight = torch.rand(2, 40, device=device)
@@ -554,7 +247,7 @@ def test_op_passes_opcheck(backend: str, device: torch.device) -> None:
     assert set(report.values()) == {"SUCCESS"}
 
 
-@everywhere
+@everywhere(ROOM)
 def test_compiled_equals_eager(backend: str, device: torch.device) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(sample_flat, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -591,7 +284,7 @@ def test_exponential_variates_are_pinned() -> None:
     assert exponential(word).tolist() == [float.fromhex(text) for text in expected]
 
 
-@everywhere
+@everywhere(ROOM)
 def test_the_race_is_the_published_one(backend: str, device: torch.device) -> None:
     """Position p of the CSR order takes word p % 4 of the counter (p / 4, layer, epoch)."""
     graph = rows(200, 130).to(device)
@@ -606,7 +299,7 @@ def test_the_race_is_the_published_one(backend: str, device: torch.device) -> No
         assert layer.edge[row].tolist() == smallest.sort().values.tolist()
 
 
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize("steep", [False, True])
 def test_the_draws_are_the_published_ones(backend: str, device: torch.device, steep: bool) -> None:
     """Draw d of row r takes word d % 4 of the counter (r, d / 4, layer + 2**30, epoch); steep
@@ -640,91 +333,3 @@ def test_the_draws_are_the_published_ones(backend: str, device: torch.device, st
         assert layer.edge[row].tolist() == [begin + at for at in sorted(chosen + rest)]
         begin += degree
     assert (raced > 0) == steep
-
-
-def batches_by_hand(
-    targets: list[int], neighbors: tuple[Neighbors, ...]
-) -> list[tuple[list[int], list[list[int]], list[list[int]]]]:
-    """Nodes, local indices and edges of each layer, one neighbour after the other."""
-    found, nodes = [], targets
-    for layer in reversed(neighbors):
-        seen = {node: at for at, node in enumerate(nodes)}
-        local = []
-        for node in nodes:
-            places = [
-                j if j < 0 else seen.setdefault(j, len(seen)) for j in layer.index[node].tolist()
-            ]
-            local.append(places)
-        found.append((list(seen), local, layer.edge[nodes].tolist()))
-        nodes = list(seen)
-    return found[::-1]
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("targets", [[4, 0, 17], [], [29], list(range(30))])
-def test_batches_hold_what_their_targets_need(
-    device: torch.device, dtype: torch.dtype, targets: list[int]
-) -> None:
-    graph = random_graph("power_law", 30, 150, num_edge_types=2, seed=2, device=device)
-    weight = torch.rand(2, 150, device=device)
-    neighbors = ops.sample_neighbors(graph, weight, [4, 3], seed=1, fill="pad")
-    wanted = torch.tensor(targets, dtype=dtype, device=device)
-    batches = ops.layer_batches(wanted, neighbors)
-    assert len(batches) == 2
-    expected = batches_by_hand(targets, neighbors)
-    for batch, sampled, (nodes, index, edge) in zip(batches, neighbors, expected, strict=True):
-        assert batch.nodes.dtype == torch.int64 and batch.nodes.tolist() == nodes
-        assert batch.index.dtype == torch.int32 and batch.index.tolist() == index
-        assert batch.edge.tolist() == edge
-        assert batch.type is not None and sampled.type is not None
-        rows = batch.nodes[: batch.index.size(0)]
-        assert torch.equal(batch.type, sampled.type[rows])
-    assert batches[1].index.size(0) == len(targets)
-    assert batches[0].index.size(0) == batches[1].nodes.numel()
-
-
-@pytest.mark.parametrize(
-    ("targets", "error", "match"),
-    [
-        ([0, 1], TypeError, r"^targets must be a tensor, got list"),
-        (torch.tensor([0.0]), TypeError, r"^targets must be int32 or int64, got torch.float32"),
-        (torch.tensor([[0]]), ValueError, r"^targets must have shape \[B\], got \[1, 1\]"),
-        (torch.tensor([0, 4]), ValueError, r"^targets must be 0 \.\. 3 \(N - 1\), got 4"),
-        (torch.tensor([-1]), ValueError, r"^targets must be 0 \.\. 3 \(N - 1\), got -1"),
-        (torch.tensor([2, 0, 2]), ValueError, r"^targets must be distinct"),
-    ],
-)
-def test_bad_targets_are_refused(targets: Any, error: type[Exception], match: str) -> None:
-    graph = random_graph("uniform", 4, 12, seed=0)
-    neighbors = ops.sample_neighbors(graph, k=2, seed=0, method="uniform")
-    with pytest.raises(error, match=match):
-        ops.layer_batches(targets, neighbors)
-
-
-def test_bad_layers_are_refused() -> None:
-    graph = random_graph("uniform", 4, 12, seed=0)
-    (layer,) = ops.sample_neighbors(graph, k=2, seed=0, method="uniform")
-    (other,) = ops.sample_neighbors(rows(1, 1), k=2, seed=0, method="uniform")
-    targets = torch.tensor([0])
-    with pytest.raises(ValueError, match=r"^neighbors must hold at least 1 layer, got none"):
-        ops.layer_batches(targets, [])
-    with pytest.raises(TypeError, match=r"^neighbors must hold Neighbors, got Tensor"):
-        ops.layer_batches(targets, [layer.index])
-    with pytest.raises(ValueError, match=r"^neighbors must have as many rows in every layer"):
-        ops.layer_batches(targets, [layer, other])
-
-
-@pytest.mark.parametrize("typed", [False, True])
-@pytest.mark.parametrize("backend", ["cpu"])
-@pytest.mark.parametrize("device", ["cpu"])
-def test_native_layer_batches_equal_those_of_torch(backend: str, device: str, typed: bool) -> None:
-    generator = torch.Generator().manual_seed(5)
-    edge_index = torch.randint(300, (2, 900), generator=generator)
-    edge_type = torch.randint(4, (900,), generator=generator) if typed else None
-    graph = Graph.from_edge_index(edge_index, 300, edge_type=edge_type)
-    (sampled,) = ops.sample_neighbors(graph, torch.rand(900), 4, seed=0, fill="pad")
-    nodes = torch.randperm(300, generator=generator)[:40]
-    native, expected = batches._native_layer(nodes, sampled), batches._layer(nodes, sampled)
-    for got, wanted in zip(native, expected, strict=True):
-        assert (got is None) == (wanted is None)
-        assert got is None or torch.equal(got, wanted)

@@ -8,25 +8,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from contract import (
+from attention_contract import AttentionContract
+from hypothesis import strategies
+from room import (
     BadInput,
     Call,
     Room,
-    RoomContract,
     Sample,
     assert_all_within_budget,
     assert_bit_equal,
     cotangent,
-    fast,
+    everywhere,
     lazy_zeros,
     oracle,
-    pairs,
     run,
 )
-from hypothesis import strategies
 from torch import Tensor
 
 from gtkern import PairIndex, Ragged, ops
@@ -308,15 +306,30 @@ ROOM = Room(
     bad=BAD,
 )
 
-everywhere = pytest.mark.parametrize(
-    ("backend", "device"), pairs(ROOM), ids=[f"{name}-{device}" for name, device in pairs(ROOM)]
-)
+
+@strategies.composite
+def calls(draw: strategies.DrawFn) -> Call:
+    """Any small batch with any mixture of options."""
+    index = strategies.sampled_from([("uint8", 1), ("uint8", 7), ("int16", 9)])
+    return make(
+        draw(strategies.lists(strategies.integers(0, 20), max_size=4)),
+        heads=draw(strategies.integers(1, 6)),
+        width=draw(strategies.sampled_from([1, 3, 8, 10, 16, 17, 24, 33])),
+        value_width=draw(strategies.sampled_from([None, 1, 5, 16])),
+        bias=draw(strategies.lists(index, max_size=3)),
+        masked=draw(strategies.sampled_from([0.0, 0.3])),
+        prefix=draw(strategies.sampled_from([None, 0, 1, 5])),
+        values=draw(strategies.integers(0, 99)),
+        scale=draw(strategies.sampled_from([None, 1.0])),
+        dropout=draw(strategies.sampled_from([0.0, 0.4])),
+    )
 
 
-class TestContract(RoomContract):
+class TestContract(AttentionContract):
     """Every claim of the contract."""
 
     room = ROOM
+    calls = staticmethod(calls)
 
     def test_renamed_nodes_get_the_same_results(
         self, backend: str, device: torch.device, sample: Sample
@@ -393,25 +406,7 @@ def test_reference_is_the_softmax_of_each_graph(sample: Sample) -> None:
     assert_within_budget(found, torch.cat([empty, *expected]), name="out")
 
 
-@strategies.composite
-def calls(draw: strategies.DrawFn) -> Call:
-    """Any small batch with any mixture of options."""
-    index = strategies.sampled_from([("uint8", 1), ("uint8", 7), ("int16", 9)])
-    return make(
-        draw(strategies.lists(strategies.integers(0, 20), max_size=4)),
-        heads=draw(strategies.integers(1, 6)),
-        width=draw(strategies.sampled_from([1, 3, 8, 10, 16, 17, 24, 33])),
-        value_width=draw(strategies.sampled_from([None, 1, 5, 16])),
-        bias=draw(strategies.lists(index, max_size=3)),
-        masked=draw(strategies.sampled_from([0.0, 0.3])),
-        prefix=draw(strategies.sampled_from([None, 0, 1, 5])),
-        values=draw(strategies.integers(0, 99)),
-        scale=draw(strategies.sampled_from([None, 1.0])),
-        dropout=draw(strategies.sampled_from([0.0, 0.4])),
-    )
-
-
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize(
     ("sizes", "width", "entries"), [((1,) * 30 + (140,), 40, 5), ((3, 2), 2, 20_000)],
     ids=["one_large_graph_among_small_ones", "a_table_that_no_block_sums_at_once"],
@@ -425,23 +420,7 @@ def test_where_kernels_cut_their_work_in_another_way(
     assert_all_within_budget(found, expected, torch.float32)
 
 
-@everywhere
-def test_any_batch_with_any_options(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference in float64 is the yardstick")
-
-    @hypothesis.settings(max_examples=60 if fast(backend, device) else 6)
-    @hypothesis.given(call=calls())
-    def proof(call: Call) -> None:
-        call.others["seed"] = 17
-        expected = oracle(ROOM, call, torch.float32)
-        found = run(ROOM, call.cast(torch.float32, device), backend)
-        assert_all_within_budget(found, expected, torch.float32)
-
-    proof()
-
-
-@everywhere
+@everywhere(ROOM)
 def test_dropout_mask_numbers_the_pairs_then_the_prefix(backend: str, device: torch.device) -> None:
     """Values that are rows of the identity make the output the attention itself."""
     sizes, heads, slots = (3, 5), 5, 2
@@ -465,7 +444,7 @@ def test_dropout_mask_numbers_the_pairs_then_the_prefix(backend: str, device: to
     assert torch.equal(found != 0, mask)
 
 
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tables_may_be_float32_beside_half_queries(
     backend: str, device: torch.device, dtype: torch.dtype
@@ -481,7 +460,7 @@ def test_tables_may_be_float32_beside_half_queries(
         assert_within_budget(value, expected[name], name=name, dtype=dtype, unit=0.5)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_a_table_of_minus_infinity_masks(backend: str, device: torch.device) -> None:
     call = make((6, 4), bias=(BYTE,)).cast(torch.float32, device)
     index = call.others["index_0"].index
@@ -493,19 +472,7 @@ def test_a_table_of_minus_infinity_masks(backend: str, device: torch.device) -> 
     assert_bit_equal(found, run(ROOM, call, backend))
 
 
-@everywhere
-def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference has second derivatives")
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
-    out = attend(**leaves, **call.others, backend=backend)
-    (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
-        torch.autograd.grad(first.square().sum(), leaves["k"])
-
-
-@everywhere
+@everywhere(ROOM)
 def test_parts_of_one_projection_are_read_where_they_lie(
     backend: str, device: torch.device
 ) -> None:

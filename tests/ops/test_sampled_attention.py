@@ -8,25 +8,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from contract import (
+from attention_contract import AttentionContract
+from hypothesis import strategies
+from room import (
     BadInput,
     Call,
     Room,
-    RoomContract,
     Sample,
     assert_all_within_budget,
     assert_bit_equal,
     cotangent,
-    fast,
+    everywhere,
     lazy_zeros,
-    oracle,
-    pairs,
     run,
 )
-from hypothesis import strategies
 from torch import Tensor
 
 from gtkern import Graph, ops
@@ -339,15 +336,39 @@ ROOM = Room(
     bad=BAD,
 )
 
-everywhere = pytest.mark.parametrize(
-    ("backend", "device"), pairs(ROOM), ids=[f"{name}-{device}" for name, device in pairs(ROOM)]
-)
+
+@strategies.composite
+def calls(draw: strategies.DrawFn) -> Call:
+    """Any small sample with any mixture of options."""
+    num_src, num_dst = draw(strategies.integers(1, 7)), draw(strategies.integers(1, 7))
+    degree, types = draw(strategies.integers(1, 6)), draw(strategies.integers(0, 3))
+    by = strategies.sampled_from([None, "place", "type"])
+    others = drawn(
+        num_src, num_dst, degree, empty=draw(strategies.sampled_from([0.0, 0.4])), types=types
+    )
+    return make(
+        others,
+        types=max(types, 1),
+        heads=draw(strategies.integers(1, 5)),
+        width=draw(strategies.sampled_from([1, 3, 4, 8, 16, 17])),
+        value_width=draw(strategies.sampled_from([None, 1, 5, 8])),
+        key_scale=draw(by),
+        bias=draw(by),
+        edge_width=draw(strategies.sampled_from([None, 1, 4])),
+        values=draw(strategies.integers(0, 99)),
+        clamp=draw(strategies.sampled_from([None, 1.0])),
+        temperature=draw(strategies.sampled_from([1.0, 0.5])),
+        dropout=draw(strategies.sampled_from([0.0, 0.4])),
+        normalization=draw(strategies.sampled_from(["softmax", "exphormer"])),
+        return_scores=draw(strategies.booleans()),
+    )
 
 
-class TestContract(RoomContract):
+class TestContract(AttentionContract):
     """Every claim of the contract."""
 
     room = ROOM
+    calls = staticmethod(calls)
 
     def test_renamed_nodes_get_the_same_results(
         self, backend: str, device: torch.device, sample: Sample
@@ -402,50 +423,7 @@ def test_reference_is_sparse_attention_on_the_equivalent_graph(sample: Sample) -
         assert_within_budget(actual, value.detach(), name=name)
 
 
-@strategies.composite
-def calls(draw: strategies.DrawFn) -> Call:
-    """Any small sample with any mixture of options."""
-    num_src, num_dst = draw(strategies.integers(1, 7)), draw(strategies.integers(1, 7))
-    degree, types = draw(strategies.integers(1, 6)), draw(strategies.integers(0, 3))
-    by = strategies.sampled_from([None, "place", "type"])
-    others = drawn(
-        num_src, num_dst, degree, empty=draw(strategies.sampled_from([0.0, 0.4])), types=types
-    )
-    return make(
-        others,
-        types=max(types, 1),
-        heads=draw(strategies.integers(1, 5)),
-        width=draw(strategies.sampled_from([1, 3, 4, 8, 16, 17])),
-        value_width=draw(strategies.sampled_from([None, 1, 5, 8])),
-        key_scale=draw(by),
-        bias=draw(by),
-        edge_width=draw(strategies.sampled_from([None, 1, 4])),
-        values=draw(strategies.integers(0, 99)),
-        clamp=draw(strategies.sampled_from([None, 1.0])),
-        temperature=draw(strategies.sampled_from([1.0, 0.5])),
-        dropout=draw(strategies.sampled_from([0.0, 0.4])),
-        normalization=draw(strategies.sampled_from(["softmax", "exphormer"])),
-        return_scores=draw(strategies.booleans()),
-    )
-
-
-@everywhere
-def test_any_neighbors_with_any_options(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference in float64 is the yardstick")
-
-    @hypothesis.settings(max_examples=60 if fast(backend, device) else 6)
-    @hypothesis.given(call=calls())
-    def proof(call: Call) -> None:
-        call.others["seed"] = 17
-        expected = oracle(ROOM, call, torch.float32)
-        found = run(ROOM, call.cast(torch.float32, device), backend)
-        assert_all_within_budget(found, expected, torch.float32)
-
-    proof()
-
-
-@everywhere
+@everywhere(ROOM)
 def test_repeated_neighbors_count_as_often_as_they_appear(
     backend: str, device: torch.device
 ) -> None:
@@ -461,7 +439,7 @@ def test_repeated_neighbors_count_as_often_as_they_appear(
     assert_within_budget(scores, expected, name="scores")
 
 
-@everywhere
+@everywhere(ROOM)
 def test_dropout_mask_numbers_the_places(backend: str, device: torch.device) -> None:
     others = drawn(9, 8, 6)
     call = make(others, heads=3, width=4, value_width=1).cast(torch.float32, device)
@@ -480,25 +458,13 @@ def test_dropout_mask_numbers_the_places(backend: str, device: torch.device) -> 
     assert torch.equal(found != 0, mask)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_queries_may_be_a_prefix_of_the_sources(backend: str, device: torch.device) -> None:
     """As a network's layers use it: one tensor of nodes, of which the first are computed."""
     x = torch.randn(9, 2, 4, device=device)
     neighbors = drawn(9, 4, 3)["neighbors"].to(device)
     expected = ops.sampled_attention(x[:4].clone(), x, x, neighbors, backend=backend)
     assert torch.equal(ops.sampled_attention(x[:4], x, x, neighbors, backend=backend), expected)
-
-
-@everywhere
-def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference has second derivatives")
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
-    out = attend(**leaves, **call.others, backend=backend)
-    (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
-        torch.autograd.grad(first.square().sum(), leaves["k"])
 
 
 def released(
@@ -531,7 +497,7 @@ def test_compat_is_the_released_mixture_of_heads_and_places(heads: int) -> None:
     assert torch.allclose(found, right) == (heads == 1)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_padding_may_stand_anywhere(backend: str, device: torch.device) -> None:
     call = make(drawn(9, 6, 8), heads=2, width=4).cast(torch.float32, device)
     expected = run(ROOM, call, backend)
@@ -576,7 +542,7 @@ def test_places_by_source_are_the_graphs_transpose(
 
 
 @pytest.mark.large
-@everywhere
+@everywhere(ROOM)
 def test_more_than_two_to_the_31_elements(backend: str, device: torch.device) -> None:
     if backend == "reference" or device.type != "cpu":
         pytest.skip("only kernels on the host leave the untouched rows without memory")

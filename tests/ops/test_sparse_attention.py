@@ -10,27 +10,26 @@ import hypothesis
 import pytest
 import torch
 import torch._dynamo.testing
-from contract import (
+from attention_contract import AttentionContract
+from hypothesis import strategies
+from room import (
     BadInput,
     Call,
     Room,
-    RoomContract,
     Sample,
     assert_all_within_budget,
     assert_bit_equal,
     cotangent,
     dtypes,
-    fast,
+    everywhere,
     graph_edges,
     graph_join,
     graph_relabel,
     graph_structure,
     lazy_zeros,
     oracle,
-    pairs,
     run,
 )
-from hypothesis import strategies
 from torch import Tensor
 
 from gtkern import Graph, ops
@@ -336,15 +335,42 @@ ROOM = Room(
     bad=BAD,
 )
 
-everywhere = pytest.mark.parametrize(
-    ("backend", "device"), pairs(ROOM), ids=[f"{name}-{device}" for name, device in pairs(ROOM)]
-)
+
+@strategies.composite
+def calls(draw: strategies.DrawFn) -> Call:
+    """Any small graph with any mixture of options."""
+    num_src, num_dst = draw(strategies.integers(1, 7)), draw(strategies.integers(1, 7))
+    ends = strategies.tuples(
+        strategies.integers(0, num_src - 1), strategies.integers(0, num_dst - 1)
+    )
+    edges = draw(strategies.lists(ends, max_size=40))
+    types = draw(strategies.integers(0, 3))
+    by = strategies.sampled_from([None, "edge", "type"] if types else [None, "edge"])
+    graph = edge_list(*edges, nodes=(num_src, num_dst), types=types)
+    # a table needs one row for each type that occurs, and types may outnumber edges
+    hypothesis.assume(not types or len(edges) > types)
+    return make(
+        graph,
+        heads=draw(strategies.integers(1, 5)),
+        width=draw(strategies.sampled_from([1, 3, 4, 8, 16, 17])),
+        value_width=draw(strategies.sampled_from([None, 1, 5, 8])),
+        key_scale=draw(by),
+        bias=draw(by),
+        edge_width=draw(strategies.sampled_from([None, 1, 4])),
+        values=draw(strategies.integers(0, 99)),
+        clamp=draw(strategies.sampled_from([None, 1.0])),
+        temperature=draw(strategies.sampled_from([1.0, 0.5])),
+        dropout=draw(strategies.sampled_from([0.0, 0.4])),
+        normalization=draw(strategies.sampled_from(["softmax", "exphormer"])),
+        return_scores=draw(strategies.booleans()),
+    )
 
 
-class TestContract(RoomContract):
+class TestContract(AttentionContract):
     """Every claim of the contract."""
 
     room = ROOM
+    calls = staticmethod(calls)
 
 
 def equation(call: Call) -> dict[str, Tensor]:
@@ -396,53 +422,7 @@ def test_reference_is_the_equation(sample: Sample) -> None:
     assert_all_within_budget(found, equation(call), torch.float64)
 
 
-@strategies.composite
-def calls(draw: strategies.DrawFn) -> Call:
-    """Any small graph with any mixture of options."""
-    num_src, num_dst = draw(strategies.integers(1, 7)), draw(strategies.integers(1, 7))
-    ends = strategies.tuples(
-        strategies.integers(0, num_src - 1), strategies.integers(0, num_dst - 1)
-    )
-    edges = draw(strategies.lists(ends, max_size=40))
-    types = draw(strategies.integers(0, 3))
-    by = strategies.sampled_from([None, "edge", "type"] if types else [None, "edge"])
-    graph = edge_list(*edges, nodes=(num_src, num_dst), types=types)
-    # a table needs one row for each type that occurs, and types may outnumber edges
-    hypothesis.assume(not types or len(edges) > types)
-    return make(
-        graph,
-        heads=draw(strategies.integers(1, 5)),
-        width=draw(strategies.sampled_from([1, 3, 4, 8, 16, 17])),
-        value_width=draw(strategies.sampled_from([None, 1, 5, 8])),
-        key_scale=draw(by),
-        bias=draw(by),
-        edge_width=draw(strategies.sampled_from([None, 1, 4])),
-        values=draw(strategies.integers(0, 99)),
-        clamp=draw(strategies.sampled_from([None, 1.0])),
-        temperature=draw(strategies.sampled_from([1.0, 0.5])),
-        dropout=draw(strategies.sampled_from([0.0, 0.4])),
-        normalization=draw(strategies.sampled_from(["softmax", "exphormer"])),
-        return_scores=draw(strategies.booleans()),
-    )
-
-
-@everywhere
-def test_any_graph_with_any_options(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference in float64 is the yardstick")
-
-    @hypothesis.settings(max_examples=60 if fast(backend, device) else 6)
-    @hypothesis.given(call=calls())
-    def proof(call: Call) -> None:
-        call.others["seed"] = 17
-        expected = oracle(ROOM, call, torch.float32)
-        found = run(ROOM, call.cast(torch.float32, device), backend)
-        assert_all_within_budget(found, expected, torch.float32)
-
-    proof()
-
-
-@everywhere
+@everywhere(ROOM)
 def test_dropout_mask_is_the_published_one(backend: str, device: torch.device) -> None:
     """One-hot values make the output the dropped attention matrix itself."""
     graph = random_graph("regular", 8, 40, seed=5, device=device)
@@ -463,29 +443,7 @@ def test_dropout_mask_is_the_published_one(backend: str, device: torch.device) -
     assert torch.equal(found != 0, mask)
 
 
-@everywhere
-def test_dropout_is_drawn_from_torchs_generator(backend: str, device: torch.device) -> None:
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    call.others["dropout"] = 0.5
-    torch.manual_seed(3)
-    first = run(ROOM, call, backend)
-    torch.manual_seed(3)
-    again = run(ROOM, call, backend)
-    other = run(ROOM, call, backend)
-    assert_bit_equal(first, again)
-    assert not torch.equal(first["out"], other["out"])
-
-
-@everywhere
-def test_seed_may_be_a_tensor(backend: str, device: torch.device) -> None:
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    call.others.update(dropout=0.5, seed=9)
-    number = run(ROOM, call, backend)
-    call.others["seed"] = torch.tensor(9)
-    assert_bit_equal(run(ROOM, call, backend), number)
-
-
-@everywhere
+@everywhere(ROOM)
 def test_scores_are_in_the_callers_order(backend: str, device: torch.device) -> None:
     """Two edges each, with biases log 1 and log 3: weights 1/4 and 3/4."""
     edges = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1]], device=device)
@@ -499,7 +457,7 @@ def test_scores_are_in_the_callers_order(backend: str, device: torch.device) -> 
     assert_within_budget(scores, expected, name="scores")
 
 
-@everywhere
+@everywhere(ROOM)
 def test_scores_of_a_row_sum_to_one(backend: str, device: torch.device) -> None:
     graph = random_graph("uniform", 6, 40, seed=1, device=device)
     x = torch.randn(6, 2, 4, device=device)
@@ -509,7 +467,7 @@ def test_scores_of_a_row_sum_to_one(backend: str, device: torch.device) -> None:
     assert_within_budget(total, expected, name="row sums")
 
 
-@everywhere
+@everywhere(ROOM)
 def test_gradient_is_zero_outside_the_clamp(backend: str, device: torch.device) -> None:
     graph = edge_list((0, 0), (1, 0), (2, 0), nodes=(3, 1)).to(device)
     one = torch.ones(1, 1, 1, device=device)
@@ -520,7 +478,7 @@ def test_gradient_is_zero_outside_the_clamp(backend: str, device: torch.device) 
     assert gradient[0] == 0 and gradient[2] == 0 and gradient[1] != 0
 
 
-@everywhere
+@everywhere(ROOM)
 def test_fully_masked_rows_give_zero_everywhere(backend: str, device: torch.device) -> None:
     call = next(sample for sample in SAMPLES if sample.name == "masked_row").build()
     graph = call.others["graph"].to(device)
@@ -531,17 +489,7 @@ def test_fully_masked_rows_give_zero_everywhere(backend: str, device: torch.devi
     assert (found["scores"][into] == 0).all() and (found["grad of bias"][into] == 0).all()
 
 
-@everywhere
-def test_large_scores_do_not_overflow(backend: str, device: torch.device) -> None:
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    call.others["scale"] = 1e4
-    found = run(ROOM, call, backend)
-    assert all(value.isfinite().all() for value in found.values())
-    expected = oracle(ROOM, call.cast(torch.float64), torch.float32)
-    assert_within_budget(found["out"], expected["out"], name="out", unit=1.0)
-
-
-@everywhere
+@everywhere(ROOM)
 @pytest.mark.parametrize("bias", [-1e4, -80.0, 80.0])
 def test_exphormer_normalization_at_any_size_of_score(
     backend: str, device: torch.device, bias: float
@@ -555,7 +503,7 @@ def test_exphormer_normalization_at_any_size_of_score(
         assert_within_budget(value, expected[name], name=name, unit=1.0)
 
 
-@everywhere
+@everywhere(ROOM)
 def test_compiled_function_takes_new_sizes_without_recompiling(
     backend: str, device: torch.device
 ) -> None:
@@ -573,21 +521,8 @@ def test_compiled_function_takes_new_sizes_without_recompiling(
     assert counter.frame_count == first
 
 
-@everywhere
-def test_second_derivatives_of_kernels_are_refused(backend: str, device: torch.device) -> None:
-    """Kernels have no second derivative; asking for one must not give a silent zero."""
-    if backend == "reference":
-        pytest.skip("the reference has second derivatives")
-    call = SAMPLES[0].build().cast(torch.float32, device)
-    leaves = {name: value.requires_grad_() for name, value in call.tensors.items()}
-    out = ops.sparse_attention(**leaves, **call.others, backend=backend)
-    (first,) = torch.autograd.grad(out.square().sum(), leaves["q"], create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError), match="reference"):
-        torch.autograd.grad(first.square().sum(), leaves["k"])
-
-
 @pytest.mark.large
-@everywhere
+@everywhere(ROOM)
 def test_more_than_two_to_the_31_elements(backend: str, device: torch.device) -> None:
     if backend == "reference" or device.type != "cpu":
         pytest.skip("only kernels on the host leave the untouched rows without memory")
