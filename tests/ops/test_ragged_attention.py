@@ -178,7 +178,7 @@ SAMPLES = (
     sample("bias", (3, 2), "tiny", heads=1, width=2, value_width=3, bias=(("uint8", 3),),
            masked=0.3),
     sample("one_node_graphs", (1, 1, 1), bias=(BYTE,)),
-    sample("two_entries", (6, 5), bias=(("uint8", 1), ("int16", 1)), scale=-0.5),
+    sample("tables_of_one_entry", (6, 5), bias=(("uint8", 1), ("int16", 1)), scale=-0.5),
     sample("odd_heads_and_widths", (9, 17, 4), heads=3, width=7, value_width=5, bias=(BYTE,)),
     sample("three_tables", (9, 18), heads=5, bias=(BYTE, SHORT, BYTE), masked=0.1),
     sample("all_masked", (4, 3), bias=(BYTE,), masked=1.0),
@@ -310,7 +310,9 @@ ROOM = Room(
 @strategies.composite
 def calls(draw: strategies.DrawFn) -> Call:
     """Any small batch with any mixture of options."""
-    index = strategies.sampled_from([("uint8", 1), ("uint8", 7), ("int16", 9)])
+    # the gradient of a table's only entry is 0 but for rounding, which grows with the pairs:
+    # the sample "tables_of_one_entry" has few
+    index = strategies.sampled_from([("uint8", 2), ("uint8", 7), ("int16", 9)])
     return make(
         draw(strategies.lists(strategies.integers(0, 20), max_size=4)),
         heads=draw(strategies.integers(1, 6)),
