@@ -5,9 +5,10 @@ from gtkern import _native
 _native.load()
 
 from gtkern import ops  # noqa: E402
+from gtkern.block_sparse import BlockSparseMatrix  # noqa: E402
 from gtkern.graph import Graph  # noqa: E402
 from gtkern.ragged import PairIndex, Ragged  # noqa: E402
 
-__all__ = ["Graph", "PairIndex", "Ragged", "__version__", "ops"]
+__all__ = ["BlockSparseMatrix", "Graph", "PairIndex", "Ragged", "__version__", "ops"]
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gtkern"
 
 LAYERS = (
     {"_native", "_check", "_graph", "_processes", "random"},
-    {"_backends", "graph", "ragged"},
+    {"_backends", "block_sparse", "graph", "ragged"},
     {"ops", "testing", "transforms"},
     {"nn", "data", "peers"},
     {"models"},

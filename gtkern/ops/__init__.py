@@ -1,5 +1,6 @@
 """The ops: one package each, with interchangeable backends."""
 
+from gtkern.ops.block_sparse_linear import block_sparse_linear
 from gtkern.ops.neighbor_sampling import (
     LayerBatch,
     Neighbors,
@@ -16,6 +17,7 @@ __all__ = [
     "LayerBatch",
     "Neighbors",
     "SamplingTable",
+    "block_sparse_linear",
     "layer_batches",
     "ragged_attention",
     "sample_neighbors",
