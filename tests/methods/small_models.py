@@ -52,5 +52,5 @@ def train(model: nn.Module, packed: PackedGraphs, pruner: Any, steps: int) -> No
         nn.functional.cross_entropy(model(batch), batch.y).backward()
         optimizer.step()
         pruner.step(optimizer)
-    for state in optimizer.state.values():
-        assert int(state["step"]) == steps
+    # blocks that are left out take no step, and nothing takes two
+    assert max(int(state["step"]) for state in optimizer.state.values()) == steps

@@ -4,6 +4,20 @@ Reference: Liu et al. 2023, "Exploring Sparsity in Graph Transformers".
 """
 
 from gtkern.methods.gtsp.heads import GatedHeads, HeadPruner
+from gtkern.methods.gtsp.layers import DroppableAttention, LayerPruner
+from gtkern.methods.gtsp.neurons import NeuronPruner
 from gtkern.methods.gtsp.pruner import AttentionSite, Pruner, Schedule, attention_sites
+from gtkern.methods.gtsp.weights import WeightPruner
 
-__all__ = ["AttentionSite", "GatedHeads", "HeadPruner", "Pruner", "Schedule", "attention_sites"]
+__all__ = [
+    "AttentionSite",
+    "DroppableAttention",
+    "GatedHeads",
+    "HeadPruner",
+    "LayerPruner",
+    "NeuronPruner",
+    "Pruner",
+    "Schedule",
+    "WeightPruner",
+    "attention_sites",
+]

@@ -136,7 +136,7 @@ class HeadPruner(Pruner):
 
     def kept(self) -> Mapping[str, float]:
         """The share of open heads by layer."""
-        return {site.name: gate.mask.float().mean().item() for site, gate in self._gates}
+        return {site.name: int(gate.mask.sum()) / gate.mask.numel() for site, gate in self._gates}
 
     def open_heads(self) -> Mapping[str, list[int]]:
         """The open heads by layer."""

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from gtkern.nn import RaggedMultiheadAttention
 
-__all__ = ["AttentionSite", "Pruner", "Schedule", "attention_sites", "check_ratio", "clear_moments"]
+__all__ = [
+    "AttentionSite",
+    "Pruner",
+    "Schedule",
+    "attention_sites",
+    "check_ratio",
+    "clear_moments",
+    "hold_at_zero",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,3 +276,19 @@ def clear_moments(
     for value in optimizer.state[parameter].values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value.masked_fill_(where.to(value.device), 0)
+
+
+def hold_at_zero(optimizer: torch.optim.Optimizer | None, parameter: Tensor, kept: Tensor) -> None:
+    """Set pruned entries of a parameter, and an optimiser's moments of them, to 0.
+
+    Args:
+        optimizer: None: there are no moments.
+        parameter: changed in place.
+        kept: 1 for entries that stay, 0 for pruned ones; broadcast to the parameter's shape.
+    """
+    with torch.no_grad():
+        parameter.mul_(kept)
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.mul_(kept)
