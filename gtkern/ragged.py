@@ -28,16 +28,27 @@ class Ragged:
     Attributes:
         ptr: int64 [G + 1].
         pair_ptr: int64 [G + 1]; the sums of n_g² before each graph.
+        host_ptr: ptr on the CPU: sizes are known there without waiting for a device.
         num_graphs: G, empty ones included.
         num_nodes: N.
         num_pairs: Σ n_g².
         max_nodes: the largest n_g; 0 without graphs.
     """
 
-    def __init__(self, ptr: Tensor, pair_ptr: Tensor, max_nodes: int) -> None:
+    def __init__(
+        self,
+        ptr: Tensor,
+        pair_ptr: Tensor,
+        max_nodes: int,
+        *,
+        host_ptr: Tensor | None = None,
+        num_pairs: int | None = None,
+    ) -> None:
         self.ptr, self.pair_ptr, self.max_nodes = ptr, pair_ptr, max_nodes
+        self.host_ptr = ptr.cpu() if host_ptr is None else host_ptr
         self.num_graphs = ptr.numel() - 1
-        self.num_nodes, self.num_pairs = int(ptr[-1]), int(pair_ptr[-1])
+        self.num_nodes = int(self.host_ptr[-1])
+        self.num_pairs = int(pair_ptr[-1]) if num_pairs is None else num_pairs
 
     @classmethod
     def from_ptr(cls, ptr: Tensor) -> Ragged:
@@ -58,7 +69,7 @@ class Ragged:
         if ptr.numel() == 0:
             raise ValueError("ptr must have at least 1 entry (graphs + 1), got 0")
         # graphs are few: on the host the checks cost one transfer
-        host = ptr.detach().to("cpu", torch.int64)
+        host = ptr.detach().to("cpu", torch.int64, copy=True)
         if int(host[0]) != 0:
             raise ValueError(f"ptr must begin with 0, got {int(host[0])}")
         sizes = host.diff()
@@ -70,11 +81,23 @@ class Ragged:
             )
         if int(host[-1]) > _MAX_NODES:
             raise ValueError(f"ptr must end at {_MAX_NODES} nodes at most, got {int(host[-1])}")
-        pair_ptr = torch.cat((host.new_zeros(1), sizes.square().cumsum(0)))
+        return cls.from_host(host, host.to(ptr.device))
+
+    @classmethod
+    def from_host(cls, host_ptr: Tensor, ptr: Tensor) -> Ragged:
+        """From the first row of each graph, known to be right, on the CPU and on the device.
+
+        Args:
+            host_ptr: int64 [G + 1] on the CPU, rising from 0 to N.
+            ptr: the same on any device; kept, as host_ptr is.
+        """
+        sizes = host_ptr.diff()
+        pair_ptr = torch.cat((host_ptr.new_zeros(1), sizes.square().cumsum(0)))
         largest = int(sizes.max()) if sizes.numel() else 0
-        device = ptr.device
-        # a copy: the caller may go on to change what it gave
-        return cls(host.clone().to(device), pair_ptr.to(device), largest)
+        num_pairs = int(pair_ptr[-1])
+        return cls(
+            ptr, pair_ptr.to(ptr.device), largest, host_ptr=host_ptr, num_pairs=num_pairs
+        )
 
     @classmethod
     def from_batch(cls, batch: Tensor, num_graphs: int | None = None) -> Ragged:
@@ -124,7 +147,13 @@ class Ragged:
         device = torch.device(device)
         if device == self.device:
             return self
-        return Ragged(self.ptr.to(device), self.pair_ptr.to(device), self.max_nodes)
+        return Ragged(
+            self.ptr.to(device),
+            self.pair_ptr.to(device),
+            self.max_nodes,
+            host_ptr=self.host_ptr,
+            num_pairs=self.num_pairs,
+        )
 
     def sizes(self) -> Tensor:
         """int64 [G]: the number of nodes of each graph."""

@@ -6,8 +6,8 @@
 #include <tuple>
 #include <vector>
 
-#include "common/attention/binding.h"
 #include "common/check.h"
+#include "common/dispatch.h"
 #include "common/memory.h"
 #include "ragged_attention/kernels.h"
 #include "ragged_attention/schema.h"
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> forward_op(
   const ScalarType sums = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor out = new_output(q, {q.size(0), q.size(1), v.size(2)}, dtype);
   Tensor lse = new_output(q, {q.size(0), q.size(1)}, sums);
-  attention::dispatch(dtype, [&]<class T, class A>(T*, A*) {
+  dispatch(dtype, [&]<class T, class A>(T*, A*) {
     forward(problem_of<T, A>(q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k,
                              prefix_v, scale, dropout, seed),
             Results<T, A>{static_cast<T*>(out.mutable_data_ptr()),
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
     const ScalarType dtype = inputs[i].has_value() ? inputs[i]->scalar_type() : q.scalar_type();
     grads[i] = wanted ? new_output_like(*inputs[i]) : new_output(q, {0}, dtype);
   }
-  attention::dispatch(q.scalar_type(), [&]<class T, class A>(T*, A*) {
+  dispatch(q.scalar_type(), [&]<class T, class A>(T*, A*) {
     Backward<T, A> grad;
     grad.grad_out = static_cast<const T*>(grad_out.const_data_ptr());
     grad.lse = static_cast<const A*>(lse.const_data_ptr());

@@ -12,16 +12,30 @@ from gtkern.ops.neighbor_sampling import (
 from gtkern.ops.ragged_attention import ragged_attention
 from gtkern.ops.sampled_attention import sampled_attention
 from gtkern.ops.sparse_attention import sparse_attention
+from gtkern.ops.token_dropping import (
+    Selection,
+    drop_tokens,
+    gather_pairs,
+    gather_tokens,
+    scatter_tokens,
+    select_tokens,
+)
 
 __all__ = [
     "LayerBatch",
     "Neighbors",
     "SamplingTable",
     "block_sparse_linear",
+    "Selection",
+    "drop_tokens",
+    "gather_pairs",
+    "gather_tokens",
     "layer_batches",
     "ragged_attention",
     "sample_neighbors",
     "sampled_attention",
     "sampling_table",
+    "scatter_tokens",
+    "select_tokens",
     "sparse_attention",
 ]

@@ -20,8 +20,7 @@ from sampling_room import ROOM, drawn, law, make, results, rows, sample_flat
 
 from gtkern import Graph, ops
 from gtkern.ops.neighbor_sampling import table as tables
-from gtkern.ops.neighbor_sampling.reference import exponential
-from gtkern.random import philox
+from gtkern.random import exponential, philox
 from gtkern.testing import random_graph
 
 

@@ -4,8 +4,6 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <array>
 #include <tuple>
@@ -13,25 +11,13 @@
 
 #include "common/attention/problem.h"
 #include "common/check.h"
+#include "common/dispatch.h"
 #include "common/memory.h"
 
 namespace gtkern::attention {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Calls f with a (T, A) pair of null pointers that name the dtypes.
-template <class F>
-inline void dispatch(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float: return f(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
-    case ScalarType::Double: return f(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
-    case ScalarType::BFloat16:
-      return f(static_cast<c10::BFloat16*>(nullptr), static_cast<float*>(nullptr));
-    case ScalarType::Half: return f(static_cast<c10::Half*>(nullptr), static_cast<float*>(nullptr));
-    default: STD_TORCH_CHECK(false, "q must be float32, float64, bfloat16 or float16");
-  }
-}
 
 template <class T, class A>
 Inputs<T, A> inputs_of(const Tensor& q, const Tensor& k, const Tensor& v, const Terms& terms,

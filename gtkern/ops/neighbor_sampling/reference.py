@@ -7,23 +7,11 @@ from torch import Tensor
 
 from gtkern.graph import Adjacency
 from gtkern.ops.neighbor_sampling.table import MOST_DRAWN, is_candidate, num_draws, sorted_weight
-from gtkern.random import philox
+from gtkern.random import exponential, philox
 
 DRAW_STREAM = 1 << 30
 FILL_STREAM = 1 << 31
 
-# Q30 coefficients of -log2(1 - x) / (2 x) on [0, 1/2], by rising powers of x
-_LOG = (
-    774541020,
-    387264965,
-    258464808,
-    188062494,
-    208826086,
-    -157649060,
-    974116327,
-    -1313475288,
-    1116196857,
-)
 _MASK = 0xFFFFFFFF
 
 
@@ -62,23 +50,6 @@ def forward(
         )
         results.append(_positions(row, count, method, pad).flatten())
     return _at(csr, torch.cat(results))
-
-
-def exponential(word: Tensor) -> Tensor:
-    """-2**16 log2((word + 1/2) / 2**32) as float32, the same bits everywhere.
-
-    Relative error below 2**-23, and never 0; word 0 counts as 1. README.md derives it.
-    """
-    word = word.clamp(min=1)
-    zeros = 32 - torch.frexp(word.to(torch.float64)).exponent.to(torch.int64)
-    # (word + 1/2) / 2**32 = 2**-zeros (1 - t / 2), and t = rest / 2**32
-    rest = (-(word << zeros << 1) - (1 << zeros)) & _MASK
-    log = torch.full_like(rest, _LOG[-1])
-    for coefficient in _LOG[-2::-1]:
-        log = ((log * (rest >> 1)) >> 32) + coefficient
-    fraction = ((rest * log) >> 30) + 1
-    fixed = torch.where(zeros > 0, (zeros << 27) + (fraction >> 5), fraction)
-    return fixed.to(torch.float32) * torch.where(zeros > 0, 2.0**-11, 2.0**-16).to(torch.float32)
 
 
 class _Rows:
