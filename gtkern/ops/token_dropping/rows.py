@@ -47,7 +47,7 @@ def gather_tokens(
         _check.same_device(selection=selection.index, gate=gate)
         gate = gate.contiguous()
     chosen = _backends.resolve("gather_tokens", backend, BACKENDS, x.device, x.dtype)
-    rows = x.reshape(x.size(0), -1) if x.numel() else x.new_empty(x.size(0), 0)
+    rows = x.reshape(x.size(0), x.shape[1:].numel())
     if chosen == "reference":
         out = reference.gather(rows, gate, selection.index, selection.position)
     else:
@@ -84,10 +84,9 @@ def scatter_tokens(
         _check.shape("fill", fill, "N, ...", shape)
         _check.same_dtype("fill", fill, "y", y)
         _check.same_device(selection=selection.index, fill=fill)
-        fill = fill.reshape(nodes, -1).contiguous() if fill.numel() else fill.new_empty(nodes, 0)
+        fill = fill.reshape(nodes, y.shape[1:].numel()).contiguous()
     chosen = _backends.resolve("scatter_tokens", backend, BACKENDS, y.device, y.dtype)
-    width = y.shape[1:].numel()
-    rows = y.reshape(y.size(0), width)
+    rows = y.reshape(y.size(0), y.shape[1:].numel())
     if chosen == "reference":
         out = reference.scatter(rows, fill, selection.index, selection.position)
     else:
