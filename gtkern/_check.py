@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_WHOLE = 1 - 2.0**-51
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -72,6 +74,16 @@ def number(name: str, value: Any, low: float, high: float, *, open_low: bool = F
     if not (low < value if open_low else low <= value) or not value <= high:
         raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value:g}")
     return float(value)
+
+
+def share_of(share: float, total: int | Tensor) -> int | Tensor:
+    """ceil(share * total), where a product that is whole but for rounding counts as whole.
+
+    The share and the product are each rounded by 2**-53 of their size: 0.07 * 100 is 7.
+    """
+    if isinstance(total, Tensor):
+        return (total.double() * share * _WHOLE).ceil().to(torch.int64)
+    return math.ceil(share * total * _WHOLE)
 
 
 def seed(name: str, value: int | Tensor | None) -> Tensor:

@@ -155,11 +155,20 @@ def self_test(device: torch.device) -> list[Check]:
         drawn = ops.sample_neighbors(graph, weight.to(device), 5, seed=0, backend=backend)
         return [drawn[0].index.double()]
 
+    def dropping(backend: str) -> list[Tensor]:
+        def kept(score: Tensor, x: Tensor) -> Tensor:
+            chosen = ops.select_tokens(score, spans, ratio=0.5, backend=backend)
+            rows = ops.gather_tokens(x, chosen, chosen.gate, backend=backend)
+            return ops.scatter_tokens(rows, chosen, backend=backend)
+
+        return _with_gradients(kept, q[:, 0, 0], k)
+
     rooms: dict[str, Callable[[str], list[Tensor]]] = {
         "sparse_attention": sparse,
         "sampled_attention": fixed,
         "ragged_attention": ragged,
         "neighbor_sampling": sampling,
+        "token_dropping": dropping,
     }
     checks = []
     for room, run in rooms.items():

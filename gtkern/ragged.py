@@ -95,9 +95,7 @@ class Ragged:
         pair_ptr = torch.cat((host_ptr.new_zeros(1), sizes.square().cumsum(0)))
         largest = int(sizes.max()) if sizes.numel() else 0
         num_pairs = int(pair_ptr[-1])
-        return cls(
-            ptr, pair_ptr.to(ptr.device), largest, host_ptr=host_ptr, num_pairs=num_pairs
-        )
+        return cls(ptr, pair_ptr.to(ptr.device), largest, host_ptr=host_ptr, num_pairs=num_pairs)
 
     @classmethod
     def from_batch(cls, batch: Tensor, num_graphs: int | None = None) -> Ragged:

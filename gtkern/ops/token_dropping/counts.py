@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["kept_ptr"]
+from gtkern import _check
 
-_WHOLE = 1 - 2.0**-51
-"""A ratio and a product are rounded to 2**-53 of their size each: what is larger than a whole
-number by no more counts as that number."""
+__all__ = ["kept_ptr"]
 
 
 def kept_ptr(
@@ -24,7 +22,7 @@ def kept_ptr(
     """
     sizes = host_ptr.diff()
     if k is None:
-        count = (sizes.double() * ratio * _WHOLE).ceil().to(torch.int64).clamp_(min=1)
+        count = torch.as_tensor(_check.share_of(ratio, sizes)).clamp(min=1)
     else:
         count = k.to("cpu")
         if bool((count < 0).any()):

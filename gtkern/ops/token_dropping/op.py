@@ -181,7 +181,9 @@ def _select(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if score.device.type == "cpu" and bool(score.sum().isnan()) and bool(score.isnan().any()):
-        raise ValueError(f"score must not hold NaN, got one at row {int(score.isnan().nonzero()[0])}")
+        raise ValueError(
+            f"score must not hold NaN, got one at row {int(score.isnan().nonzero()[0])}"
+        )
     host_kept_ptr = counts.kept_ptr(ptr, host_ptr, k, ratio, always_keep)
     # an output of its own, not host_kept_ptr again
     kept_ptr = host_kept_ptr.to(ptr.device, copy=True)
