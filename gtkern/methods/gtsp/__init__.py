@@ -7,6 +7,7 @@ from gtkern.methods.gtsp.heads import GatedHeads, HeadPruner
 from gtkern.methods.gtsp.layers import DroppableAttention, LayerPruner
 from gtkern.methods.gtsp.neurons import NeuronPruner
 from gtkern.methods.gtsp.pruner import AttentionSite, Pruner, Schedule, attention_sites
+from gtkern.methods.gtsp.tokens import TokenPruner
 from gtkern.methods.gtsp.weights import WeightPruner
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NeuronPruner",
     "Pruner",
     "Schedule",
+    "TokenPruner",
     "WeightPruner",
     "attention_sites",
 ]
