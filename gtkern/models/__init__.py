@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gtkern.models.graphormer_checkpoint import load_checkpoint
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
     from gtkern.models.light import LiGhT, LiGhTSettings
+    from gtkern.models.pruned import load_pruned, save_pruned
 
 __all__ = [
     "Exphormer",
@@ -28,6 +29,8 @@ __all__ = [
     "ScoreEstimator",
     "augment",
     "load_checkpoint",
+    "load_pruned",
+    "save_pruned",
 ]
 
 _LATER = {
@@ -40,6 +43,8 @@ _LATER = {
     "LiGhT": "light",
     "load_checkpoint": "graphormer_checkpoint",
     "LiGhTSettings": "light",
+    "load_pruned": "pruned",
+    "save_pruned": "pruned",
 }
 """Where names are that are loaded on first use: PyG takes longer to load than all else here."""
 

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gtkern import _processes
 from gtkern.training.errors import InterruptedRunError, LostProcessError, UserError
-from gtkern.training.task import Task
+from gtkern.training.task import Best, Task
 
-__all__ = ["fit", "join_processes", "resolve_device"]
+__all__ = ["evaluate", "fit", "join_processes", "resolve_device"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 LARGEST_SHARE = 0.01
@@ -148,6 +148,7 @@ def fit(
     console: Console,
     checkpoint: pathlib.Path | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train a task to its last epoch.
 
@@ -160,6 +161,7 @@ def fit(
             at the end of an epoch every 30 seconds, sooner where that takes 1 % of the time at
             most. None: nothing is written.
         resume: start from `checkpoint` if it is there.
+        callbacks: of the method; their state is part of the checkpoint.
 
     Raises:
         InterruptedRunError: the user stopped the run (Ctrl-C or SIGTERM: after the epoch; a second
@@ -176,7 +178,7 @@ def fit(
             max_epochs=task.optimization.epochs,
             check_val_every_n_epoch=task.optimization.eval_every,
             gradient_clip_val=task.optimization.clip_grad_norm or None,
-            callbacks=[bar, _Keeper(checkpoint, stopping)],
+            callbacks=[bar, *callbacks, _Keeper(checkpoint, stopping)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -196,6 +198,22 @@ def fit(
         (stopped,) = _processes.any_of(stopping())
     if stopped:
         raise InterruptedRunError(title)
+
+
+def evaluate(task: Task, *, device: torch.device) -> tuple[float, float]:
+    """The metrics of a task's network as it is, of validation and test examples."""
+    task.best, task.settled = None, True
+    with _quiet():
+        lightning.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            **_strategy(device),
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).validate(task, verbose=False)
+    best: Best | None = task.best
+    assert best is not None
+    return best.val, best.test
 
 
 def _strategy(device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -86,14 +87,15 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        patterns = ("checkpoints/phase*", "checkpoints/training.*", "scores/*.npy", "plots/*.png")
+        names = ("phase*", "training.*", "prune.*", "finetune.*")
+        patterns = (*(f"checkpoints/{name}" for name in names), "scores/*.npy", "plots/*.png")
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):
                 path.unlink()
         for name in ("summary.json", "metrics.csv"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def fit(self, name: str, task: Task, resume: bool) -> float:
+    def fit(self, name: str, task: Task, resume: bool, callbacks: Sequence[Callback] = ()) -> float:
         """Train a phase; gives the seconds spent in earlier processes."""
         if self.first:
             (self.folder / "checkpoints").mkdir(exist_ok=True)
@@ -106,6 +108,7 @@ class PhaseRun:
                 console=self.console,
                 checkpoint=self.folder / f"checkpoints/{name}.ckpt",
                 resume=resume,
+                callbacks=callbacks,
             )
         except (InterruptedRunError, LostProcessError, UserError):
             self._keep(name, task)

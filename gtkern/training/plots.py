@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "Matrix",
     "Panel",
     "curves",
     "kept_edges",
     "lines",
+    "matrices",
     "repeated_curves",
     "score_distribution",
+    "shares",
     "spreads",
 ]
 
@@ -223,6 +226,69 @@ def lines(path: pathlib.Path, panels: Sequence[Panel]) -> None:
         axes.grid(alpha=0.3)
         if len(panel.points) > 1:
             axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A square matrix of numbers.
+
+    Attributes:
+        title: above it.
+        values: [n, n].
+        groups: names of the parts that rows and columns consist of, and how many each has.
+    """
+
+    title: str
+    values: np.ndarray
+    groups: Mapping[str, int]
+
+
+def matrices(path: pathlib.Path, panels: Sequence[Matrix], label: str, high: float) -> None:
+    """Matrices side by side on one scale from 0, lines between the groups.
+
+    Args:
+        path: the PNG to write.
+        panels: from left to right.
+        label: of the scale. high: its end.
+    """
+    figure = _figure(4.4 * len(panels) + 1.0, 4.2)
+    every = []
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        every.append(axes)
+        image = axes.imshow(panel.values, vmin=0, vmax=high, cmap="viridis")
+        counts = np.array(list(panel.groups.values()))
+        ends = counts.cumsum()
+        for end in ends[:-1]:
+            axes.axhline(end - 0.5, color="white", linewidth=1)
+            axes.axvline(end - 0.5, color="white", linewidth=1)
+        middles = ends - (counts + 1) / 2
+        axes.set_xticks(middles, list(panel.groups), rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(middles, list(panel.groups), fontsize=8)
+        axes.set_title(panel.title)
+    figure.colorbar(image, ax=every, label=label, shrink=0.85)
+    figure.savefig(path)
+
+
+def shares(path: pathlib.Path, kept: Mapping[str, Mapping[str, float]]) -> None:
+    """What share of each layer is kept: bars, one panel for each group.
+
+    Args:
+        path: the PNG to write.
+        kept: shares in [0, 1] by group and layer.
+    """
+    tallest = max(len(values) for values in kept.values())
+    figure = _figure(4.8 * len(kept), 1.4 + 0.24 * tallest)
+    for number, (name, values) in enumerate(kept.items()):
+        axes = figure.add_subplot(1, len(kept), number + 1)
+        places = np.arange(len(values))
+        widths = 100 * np.array(list(values.values()))
+        axes.barh(places, 100, color=_LIGHT, alpha=0.3)
+        axes.barh(places, widths, color=_COLOURS[number])
+        axes.set_yticks(places, list(values), fontsize=7)
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set(title=name, xlabel="kept, %", xlim=(0, 100))
     figure.savefig(path)
 
 

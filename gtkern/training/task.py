@@ -45,7 +45,10 @@ class Task(lightning.LightningModule):
     Attributes:
         history: a row for each epoch. best: None before the first evaluation.
         losses: of the steps of the current epoch.
+        settled: False: evaluations do not count yet, for the network is to become another one.
     """
+
+    settled = True
 
     def __init__(self, network: nn.Module, optimization: Optimization, *, metric: str) -> None:
         super().__init__()
@@ -96,9 +99,9 @@ class Task(lightning.LightningModule):
         self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def evaluated(self, val: float, test: float) -> None:
-        """Keep both metrics, and the weights when validation is better than ever."""
+        """Keep both metrics, and the weights when validation is better than ever, once settled."""
         self._last = {"val": val, "test": test}
-        if self.best is None or metrics.better(self.metric, val, self.best.val):
+        if self.settled and (self.best is None or metrics.better(self.metric, val, self.best.val)):
             weights = {key: value.clone() for key, value in self.network.state_dict().items()}
             self.best = Best(self.current_epoch, val, test, weights)
         if self._plateau is not None:

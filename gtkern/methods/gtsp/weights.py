@@ -91,14 +91,8 @@ class WeightPruner(Pruner):
         super().restored()
         masks = {}
         for name, parameter in self._parameters.items():
-            score = self._scores(parameter.detach())
-            # before the first action nothing is pruned: a weight may be 0 by chance
-            masks[name] = torch.ones_like(score, dtype=torch.bool) if self._dense() else score > 0
+            masks[name] = self._scores(parameter.detach()) > 0
         self._set(masks)
-
-    def _dense(self) -> bool:
-        assert self.schedule is not None
-        return self.steps < self.schedule.begin
 
     def _prepare(self, model: nn.Module) -> None:
         self._parameters = self._chosen(model)
