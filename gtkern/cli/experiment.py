@@ -163,3 +163,103 @@ def graph(
         devices=devices,
         resume=True,
     )
+
+
+@experiment.command(no_args_is_help=True)
+def gtsp(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ratios, budget or order.")],
+    model: ModelOption = None,
+    dataset: GraphsOption = None,
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of all experiments; default: runs/gtsp-MODEL-DATASET."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    base_set: Annotated[
+        list[str] | None,
+        typer.Option("--base-set", metavar="KEY=VALUE", help="Change a setting of the network."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run for each.")] = "0,1,2,3,4",
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,...",
+            help="What is kept; default: 0.25,0.5,0.75, of budget 0.5, of order 0.5.",
+        ),
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Of pruning.")] = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Do an experiment of GTSP's paper on one set of graphs: runs, a table and plots.
+
+    ratios: tokens, heads, layers and weights, each by itself at each ratio. budget: ways to split a
+    share of the FLOPs among all four; the best on validation is the one for the data set. order:
+    all four at once, or one behind the other.
+
+    A run that is finished in the folder is not done again; one that was stopped goes on.
+    """
+    from gtkern.cli.graphs import DEFAULT, known_model
+    from gtkern.cli.inputs import load_graph_data, numbers
+    from gtkern.methods.gtsp.settings import PruneSettings
+    from gtkern.training.graph_settings import settings_class
+
+    check_backend_name(backend)
+    check_known("experiment", name, ("ratios", "budget", "order"))
+    seed_list = integers("--seeds", seeds)
+    ratio_list = numbers("--ratios", ratios or ("0.25,0.5,0.75" if name == "ratios" else "0.5"))
+    model = known_model(model, None)
+    base = read_settings(
+        model,
+        settings_class(model),
+        ("training.epochs",),
+        dataset=dataset,
+        default=DEFAULT,
+        config=None,
+        assignments=base_set or [],
+        seed=None,
+        epochs=None,
+    )
+    settings = read_settings(
+        "gtsp",
+        PruneSettings,
+        ("training.epochs",),
+        dataset=base.dataset if config is None else None,
+        config=config,
+        assignments=set_ or [],
+        seed=None,
+        epochs=epochs,
+    )
+    folder_path = out or pathlib.Path("runs") / f"gtsp-{model}-{base.dataset}"
+
+    with lasting():
+        from gtkern.methods.gtsp.experiments import PruningExperiments
+        from gtkern.training import memory
+        from gtkern.training.errors import UserError
+        from gtkern.training.fit import join_processes
+        from gtkern.training.run import RunFolder
+
+    memory.keep_freed_memory()
+    device = join_processes(devices)
+    data, data_name = load_graph_data(base, data_root, folder_path)
+    try:
+        experiments = PruningExperiments(
+            base,
+            settings,
+            data,
+            RunFolder(folder_path),
+            seed_list,
+            dataset=data_name,
+            device=device,
+            backend=backend,
+            command=shlex.join(["gtkern", *sys.argv[1:]]),
+            console=Console(stderr=True),
+        )
+        table = experiments.run(name, ratio_list)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    console = Console()
+    console.print(table)
+    console.print(f"{folder_path / name}.csv and .png; the runs are beside them", highlight=False)

@@ -23,6 +23,7 @@ __all__ = [
     "lasting",
     "load_data",
     "load_graph_data",
+    "numbers",
     "read_settings",
 ]
 
@@ -128,6 +129,19 @@ def integers(option: str, text: str) -> list[int]:
     if len(set(numbers)) < len(numbers):
         raise UserError(f"{option} must be different numbers, got {text!r}")
     return numbers
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Different numbers above 0, at most 1, separated by commas."""
+    from gtkern.training.errors import UserError
+
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} must be numbers separated by commas, got {text!r}") from None
+    if len(set(found)) < len(found) or not all(0 < number <= 1 for number in found):
+        raise UserError(f"{option} must be different numbers in (0, 1], got {text!r}")
+    return found
 
 
 def _published_config(method: str, dataset: str) -> pathlib.Path:
