@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gtkern.models
 from gtkern import ops
-from gtkern.nn import RaggedMultiheadAttention
+from gtkern.nn import RaggedMultiheadAttention, TokenDroppingAttention
 
 __all__ = ["PRUNED_FORMAT", "apply_structure", "load_pruned", "save_pruned", "structure_of"]
 
@@ -31,11 +31,13 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         "heads": the heads that attention still has, by its layer's name, where some are gone;
-        "removed": names of the layers without attention; "linear": [C_out, C_in] of every linear
+        "removed": names of the layers without attention; "tokens": the ratio of those whose
+        attention drops tokens, and what it always keeps; "linear": [C_out, C_in] of every linear
         layer outside attention, by its name.
     """
     heads: dict[str, list[int]] = {}
     removed: list[str] = []
+    tokens: dict[str, dict[str, Any]] = {}
     linear: dict[str, list[int]] = {}
     inside = set()
     for name, module in model.named_modules():
@@ -45,9 +47,17 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
                 heads[name] = list(module.heads)
         elif "attention" in module._modules and module._modules["attention"] is None:
             removed.append(name)
+        elif isinstance(module, TokenDroppingAttention):
+            tokens[name] = {
+                "ratio": module.ratio,
+                "mode": module.mode,
+                "temperature": module.temperature,
+                "noise": module.noise,
+                "always_keep": list(module.always_keep),
+            }
         elif type(module) is nn.Linear and name not in inside:
             linear[name] = [module.out_features, module.in_features]
-    return {"heads": heads, "removed": removed, "linear": linear}
+    return {"heads": heads, "removed": removed, "tokens": tokens, "linear": linear}
 
 
 def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
@@ -59,6 +69,9 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
     for name in structure["removed"]:
         layer = _part(model, name)
         layer.attention = None
+    for name, options in structure["tokens"].items():
+        wrapped = TokenDroppingAttention(_part(model, name), **options)
+        model.set_submodule(name, wrapped)
     for name, heads in structure["heads"].items():
         attention = _part(model, name)
         if not isinstance(attention, RaggedMultiheadAttention):

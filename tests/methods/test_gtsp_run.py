@@ -83,6 +83,7 @@ def prune(trained: pathlib.Path, path: pathlib.Path, **changes: Any) -> PruneRun
 
 
 ALL = {
+    "tokens": {"ratio": 0.5},
     "heads": {"ratio": 0.5},
     "layers": {"ratio": 0.5},
     "weights": {"ratio": 0.5, "structure": "neurons"},
@@ -106,7 +107,7 @@ def test_a_run_leaves_a_compact_network_and_a_report(
     for key in ("seconds", "train", "val", "test"):
         assert report["compact"][key] is not None
     assert report["compact"]["test"] == pytest.approx(summary["test"]["accuracy"])
-    for name in ("curves", "heads", "kept", "layers"):
+    for name in ("curves", "heads", "kept", "layers", "tokens"):
         assert (tmp_path / f"plots/{name}.png").stat().st_size > 1000
     network = load_pruned(tmp_path / "model")
     batch = dataset().graphs.batch(range(5))
@@ -208,13 +209,15 @@ def test_a_budget_is_met_by_what_runs() -> None:
 
 def test_dimensions_may_follow_each_other() -> None:
     chosen = prune_settings(
-        **ALL, stretch={"end": 1, "every": 1, "order": ["weights", "layers", "heads"]}
+        **ALL, stretch={"end": 1, "every": 1, "order": ["weights", "layers", "heads", "tokens"]}
     )
-    found = schedules(chosen, 30)
+    found = schedules(chosen, 40)
     ends = {name: (each.begin, each.end) for name, each in found.items()}
-    assert ends == {"weights": (1, 10), "layers": (11, 20), "heads": (21, 30)}
+    assert ends == {"weights": (1, 10), "layers": (11, 20), "heads": (21, 30), "tokens": (31, 40)}
     with pytest.raises(ValueError, match=r"^stretch\.order must name layers too"):
-        schedules(prune_settings(**ALL, stretch={"end": 1, "order": ["weights", "heads"]}), 30)
+        schedules(
+            prune_settings(**ALL, stretch={"end": 1, "order": ["weights", "heads", "tokens"]}), 30
+        )
 
 
 @pytest.mark.parametrize(

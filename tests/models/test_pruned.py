@@ -10,6 +10,7 @@ import small_graphs as graphs
 import torch
 
 from gtkern.models import GraphGPS, GraphGPSSettings, load_pruned, save_pruned
+from gtkern.nn import TokenDroppingAttention
 
 NODE, EDGE = (4, 3), (3, 2)
 
@@ -20,6 +21,7 @@ def make() -> tuple[GraphGPS, object]:
     GraphGPS.encode(packed, settings)
     model = GraphGPS(NODE, 2, settings, edge_features=EDGE)
     model.layers[0].attention = model.layers[0].attention.keep_heads([1])
+    model.layers[2].attention = TokenDroppingAttention(model.layers[2].attention, 0.5)
     model.layers[1].attention = None
     model.layers[2].widen = torch.nn.Linear(8, 5)
     model.layers[2].narrow = torch.nn.Linear(5, 8)
@@ -37,6 +39,7 @@ def test_what_is_loaded_computes_the_same(tmp_path: pathlib.Path) -> None:
     assert torch.equal(loaded(batch), model(batch))
     assert loaded.layers[0].attention.heads == (1,)
     assert loaded.layers[1].attention is None
+    assert loaded.layers[2].attention.ratio == 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 

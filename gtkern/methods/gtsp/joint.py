@@ -17,6 +17,7 @@ from gtkern.methods.gtsp.layers import LayerPruner
 from gtkern.methods.gtsp.neurons import NeuronPruner
 from gtkern.methods.gtsp.pruner import Pruner, Schedule, attention_sites
 from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
+from gtkern.methods.gtsp.tokens import TokenPruner
 from gtkern.methods.gtsp.weights import WeightPruner
 from gtkern.training.flops import count_flops
 from gtkern.training.task import Task
@@ -151,6 +152,9 @@ def make_pruners(settings: PruneSettings, schedule: Mapping[str, Schedule]) -> J
         schedule: by dimension.
     """
     makers: dict[str, Callable[[Schedule], Pruner]] = {
+        "tokens": lambda when: TokenPruner(
+            settings.tokens.ratio, when, temperature=settings.tokens.temperature
+        ),
         "heads": lambda when: HeadPruner(
             settings.heads.ratio,
             when,

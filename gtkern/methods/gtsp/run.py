@@ -169,9 +169,12 @@ class PruneRun(PhaseRun):
         return max(1, full + (rest > 1))
 
     def _batch(self, device: torch.device) -> Any:
-        """Graphs to measure on: a batch of the training's."""
-        chosen = self.splits[0][: self.settings.training.batch_size]
-        return self.data.graphs.batch(chosen).to(device)
+        """The graphs to measure on."""
+        return self.data.graphs.batch(self._measured()).to(device)
+
+    def _measured(self) -> Tensor:
+        """Their numbers: the first batch of the training's."""
+        return self.splits[0][: self.settings.training.batch_size]
 
     def _prune(
         self, network: nn.Module, pruner: JointPruner, resume: bool, about: dict[str, Any]
@@ -265,4 +268,7 @@ class PruneRun(PhaseRun):
             "compact": asdict(after),
         }
         self.folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
-        pictures.draw_all(self.folder, dense, compact, batch, kept)
+        known = self.data.smiles
+        chosen = self._measured().tolist() if known else []
+        smiles = [known[graph] for graph in chosen]
+        pictures.draw_all(self.folder, dense, compact, batch, kept, smiles)
