@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import gtkern
-from gtkern import Graph, Ragged, _backends
+from gtkern import BlockSparseMatrix, Graph, Ragged, _backends
 from gtkern.ops._attention import Needs, Options, Terms
 
 ARCHITECTURES = (80, 90)
@@ -52,11 +52,14 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
         "merge_forward_kernel",
         "merge_sum_kernel",
         "normalize_kernel",
+        "product_kernel",
+        "pull_back_kernel",
         "query_kernel",
         "race_kernel",
         "score_delta_kernel",
         "source_kernel",
         "table_kernel",
+        "weight_kernel",
     }
 
 
@@ -109,10 +112,14 @@ def compile_all(architecture: int) -> None:
         torch.float32, heads=2, width=28, types=3, edge_width=0, degree=5, clamp=8.0, scores=True
     )
     if architecture == ARCHITECTURES[0]:
+        launch_block_sparse(torch.bfloat16, (128, 16))
+        launch_block_sparse(torch.float32, (64, 64))
         launch_ragged(torch.bfloat16, 64, [500, 20, 300])
         launch_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
         launch_attention(torch.bfloat16, heads=1, width=128, types=0, edge_width=0, degree=10)
     else:
+        launch_block_sparse(torch.bfloat16, (64, 64))
+        launch_block_sparse(torch.float32, (128, 24), tf32=True)
         launch_ragged(torch.float32, 10, [26, 20, 31], dropout=0.1)
         launch_attention(
             torch.float16, heads=8, width=64, types=0, edge_width=16, dropout=0.1, eps=1e-6
@@ -222,6 +229,19 @@ def launch_ragged(
     out, lse = backend.forward(q, k, v, batch, bias, prefix, options)
     needs = call.Needs(*[True] * 6)
     backend.backward(out, q, k, v, out, lse, batch, bias, prefix, options, needs)
+
+
+def launch_block_sparse(dtype: torch.dtype, block: tuple[int, int], tf32: bool = False) -> None:
+    """Forward and backward of one call of block_sparse_linear."""
+    from gtkern.ops.block_sparse_linear import call
+    from gtkern.ops.block_sparse_linear import triton as backend
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    matrix = BlockSparseMatrix.from_dense(torch.ones(256, 384, dtype=dtype), block, keep=0.5)
+    weight = call.Weight(matrix.values, matrix.index, 256)
+    x, bias = torch.empty(2048, 384, dtype=dtype), torch.empty(256, dtype=dtype)
+    out, kept = backend.forward(x, weight, bias, "gelu", True)
+    backend.backward(out, x, weight, kept, "gelu", call.Needs(True, True, True))
 
 
 def sample_neighbors(count: int, types: int, uniform: bool = False, method: str = "draw") -> None:

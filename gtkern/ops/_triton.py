@@ -18,12 +18,12 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def dot(a, b):
-    """Matrix product, summed in fp32; fp32 operands are multiplied as such, not as tf32."""
+def dot(a, b, PRECISION: tl.constexpr = "ieee"):
+    """Matrix product, summed in fp32; fp32 operands are multiplied as such unless as "tf32"."""
     # the interpreter would multiply the bits (triton-lang/triton#11584)
     if _INTERPRETED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit

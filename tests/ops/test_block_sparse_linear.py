@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from gtkern import BlockSparseMatrix, ops
 from gtkern.ops.block_sparse_linear.op import BACKENDS
+from gtkern.testing import error_budget, relative_error
 
 
 def linear(*, values: Any, structure: BlockSparseMatrix, **arguments: Any) -> Tensor:
@@ -240,6 +241,48 @@ def test_what_lies_past_the_matrix_is_neither_read_nor_given_a_gradient(
     assert (clean["grad of values"].masked_fill(inside, 0) == 0).all()
     call.tensors["values"].masked_fill_(~inside, math.nan)
     assert_bit_equal(run(ROOM, call, backend), clean)
+
+
+@everywhere(ROOM)
+@pytest.mark.parametrize(
+    ("rows", "shape", "block", "dtype"),
+    [
+        pytest.param(3, (130, 264), (64, 128), torch.float32, id="wide_blocks"),
+        pytest.param(3, (264, 130), (128, 64), torch.bfloat16, id="wide_blocks_bfloat16"),
+        pytest.param(140, (72, 80), (32, 16), torch.bfloat16, id="several_tiles"),
+        pytest.param(1100, (24, 16), (8, 8), torch.float32, id="rows_in_parts"),
+    ],
+)
+def test_sizes_of_tiles(
+    backend: str,
+    device: torch.device,
+    rows: int,
+    shape: tuple[int, int],
+    block: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
+    call = make(rows, shape, block, kept=0.7, activation="silu")
+    found = run(ROOM, call.cast(dtype, device), backend)
+    assert_all_within_budget(found, oracle(ROOM, call, dtype), dtype)
+
+
+@everywhere(ROOM)
+def test_tf32_is_left_to_torch(backend: str, device: torch.device) -> None:
+    """fp32 products lose digits where torch's own may, on tensor cores, and nowhere else."""
+    call = make(8, (32, 64), (16, 32), kept=1.0).cast(torch.float32, device)
+    expected = oracle(ROOM, call, torch.float32)
+    assert_all_within_budget(run(ROOM, call, backend), expected, torch.float32)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = run(ROOM, call, backend)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    on_tensor_cores = backend == "cuda" or (backend == "triton" and device.type == "cuda")
+    assert_all_within_budget(found, expected, torch.float16 if on_tensor_cores else torch.float32)
+    for name in ("out", "grad of x", "grad of values"):
+        exact = relative_error(found[name], expected[name]) <= error_budget(torch.float32)
+        assert exact != on_tensor_cores, name
 
 
 @everywhere(ROOM)
