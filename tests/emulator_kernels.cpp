@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "common/async_copy.cuh"
 #include "common/philox.h"
+#include "common/tensor_core.cuh"
 #include "common/warp.cuh"
 
 namespace {
@@ -81,6 +83,68 @@ __global__ void copy_rows(const T* in, T* out, int width) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * width;
   gtkern::load_elements<ACCESS>(in + row, offset, width, true, x);
   gtkern::store_elements<ACCESS>(out + row, offset, width, x);
+}
+
+__device__ float entry_a(int row, int k) { return static_cast<float>((3 * row + 5 * k) % 7 - 3); }
+__device__ float entry_b(int column, int k) { return static_cast<float>((column + 2 * k) % 5 - 2); }
+
+// A [16, 16] times B [16, 16] on tensor cores, from rows in shared memory, or from columns.
+template <typename T, bool TURNED>
+__global__ void product_of_halves(int* out) {
+  GTKERN_DYNAMIC_SHARED(T, shared);
+  const int lane = static_cast<int>(threadIdx.x);
+  T *a = shared, *b = shared + 256;
+  for (int i = lane; i < 256; i += 32) {
+    const int row = TURNED ? i % 16 : i / 16, k = TURNED ? i / 16 : i % 16;
+    a[i] = gtkern::from_float<T>(entry_a(row, k));
+    b[i] = gtkern::from_float<T>(entry_b(row, k));
+  }
+  __syncwarp();
+  // rows of matrices in the order of the registers: a down first, b along the depth first
+  const int in = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;
+  uint32_t part_a[4], part_b[4];
+  gtkern::load_matrices<TURNED>(
+      part_a, TURNED ? a + (second + in) * 16 + first : a + (first + in) * 16 + second);
+  gtkern::load_matrices<TURNED>(
+      part_b, TURNED ? b + (first + in) * 16 + second : b + (second + in) * 16 + first);
+  for (int half = 0; half < 2; ++half) {
+    float d[4] = {};
+    gtkern::multiply_add<T>(d, part_a, part_b[2 * half], part_b[2 * half + 1]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = half * 8 + lane % 4 * 2 + i % 2;
+      out[row * 16 + column] = static_cast<int>(d[i]);
+    }
+  }
+}
+
+// A [16, 8] times B [8, 8] in tf32.
+__global__ void product_of_tf32(int* out) {
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  uint32_t a[4];
+  for (int i = 0; i < 4; ++i) a[i] = gtkern::to_tf32(entry_a(g + i % 2 * 8, t + i / 2 * 4));
+  float d[4] = {};
+  gtkern::multiply_add<float>(d, a, gtkern::to_tf32(entry_b(g, t)),
+                              gtkern::to_tf32(entry_b(g, t + 4)));
+  for (int i = 0; i < 4; ++i) {
+    out[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = static_cast<int>(d[i]);
+  }
+}
+
+// What shared memory holds before and after the waits for three copies.
+__global__ void async_copies(int* out, const int* in) {
+  GTKERN_DYNAMIC_SHARED(int, shared);
+  gtkern::copy_16_async(shared, in, true);
+  gtkern::commit_async_copies();
+  gtkern::copy_16_async(shared + 4, in + 4, true);
+  gtkern::copy_16_async(shared + 8, in, false);
+  gtkern::commit_async_copies();
+  out[0] = shared[3];
+  gtkern::wait_async_copies<1>();
+  out[1] = shared[3];
+  out[2] = shared[7];
+  gtkern::wait_async_copies<0>();
+  out[3] = shared[7];
+  out[4] = shared[11];
 }
 
 __global__ void finish_before_barrier() {
@@ -156,6 +220,22 @@ const std::map<std::string, std::function<void()>> kCases = {
        print_copy<__half, 8>(12);
        print_copy<__nv_bfloat16, 8>(4);
        print_copy<__nv_bfloat16, gtkern::kElementwise>(13);
+     }},
+    {"product_half", [] { print(run(product_of_halves<__half, false>, 1, 32, 1024, 256)); }},
+    {"product_half_turned", [] { print(run(product_of_halves<__half, true>, 1, 32, 1024, 256)); }},
+    {"product_bfloat16",
+     [] { print(run(product_of_halves<__nv_bfloat16, false>, 1, 32, 1024, 256)); }},
+    {"product_tf32", [] { print(run(product_of_tf32, 1, 32, 0, 128)); }},
+    {"rounded_tf32",
+     [] {
+       for (const float value : {1.0f, 1.00048828125f, -1.0003f, 3.0e38f}) {
+         std::printf("%.12g ", static_cast<double>(__uint_as_float(gtkern::to_tf32(value))));
+       }
+     }},
+    {"async_copies",
+     [] {
+       alignas(16) const int in[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+       print(run(async_copies, 1, 1, 48, 5, static_cast<const int*>(in)));
      }},
     {"misaligned", [] { print_copy<float, 16>(7); }},
     {"rounded_half", [] { print_rounded<__half>(); }},

@@ -106,6 +106,28 @@ def test_rounding_is_that_of_torch(program: pathlib.Path, case: str, dtype: torc
     assert torch.equal(words, values.to(dtype).float())
 
 
+@pytest.mark.parametrize(
+    "case", ["product_half", "product_half_turned", "product_bfloat16", "product_tf32"]
+)
+def test_tensor_cores_multiply_matrices(program: pathlib.Path, case: str) -> None:
+    depth, columns = (8, 8) if case == "product_tf32" else (16, 16)
+    k = torch.arange(depth)
+    a = (3 * torch.arange(16)[:, None] + 5 * k) % 7 - 3
+    b = (torch.arange(columns)[:, None] + 2 * k) % 5 - 2
+    assert [int(word) for word in run(program, case)] == (a @ b.T).flatten().tolist()
+
+
+def test_tf32_keeps_ten_bits(program: pathlib.Path) -> None:
+    """Halves go away from zero."""
+    words = [float(word) for word in run(program, "rounded_tf32")]
+    assert words[:3] == [1.0, 1.0009765625, -1.0]
+    assert words[3] == pytest.approx(3.0e38, rel=2**-11) and words[3] != 3.0e38
+
+
+def test_copies_are_made_when_waited_for(program: pathlib.Path) -> None:
+    assert [int(word) for word in run(program, "async_copies")] == [-1, 4, -1, 8, 0]
+
+
 def test_philox_is_that_of_python(program: pathlib.Path) -> None:
     item = 5_000_000_007
     counter = (torch.tensor([item & 0xFFFFFFFF]), torch.tensor([item >> 32]), torch.arange(2), 0)

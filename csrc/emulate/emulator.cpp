@@ -23,6 +23,13 @@ constexpr size_t kSharedLimit = 227 * 1024;
 
 enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kFinished };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  int group;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -36,6 +43,11 @@ struct Fiber {
   uint64_t value = 0;
   int source = 0;
   uint64_t result = 0;
+  void (*combine)(void* const*) = nullptr;
+  void* mine = nullptr;
+  // not made yet, in their order; and how many groups were closed
+  std::vector<Copy> copies;
+  int groups = 0;
 };
 
 struct Block {
@@ -121,7 +133,7 @@ Fiber* lane_of(Block& block, const Fiber& fiber, int lane) {
 }
 
 uint64_t combine(Block& block, const Fiber& fiber) {
-  if (fiber.what == Together::kSync) return 0;
+  if (fiber.what == Together::kSync || fiber.what == Together::kCombine) return 0;
   if (fiber.what == Together::kShuffle) {
     if (!((fiber.mask >> fiber.source) & 1u)) {
       stop("a shuffle reads lane " + std::to_string(fiber.source) +
@@ -156,6 +168,8 @@ void start(Block& block, Fiber& fiber) {
 #endif
   fiber.state = State::kRunnable;
   fiber.fake_stack = nullptr;
+  fiber.copies.clear();
+  fiber.groups = 0;
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = kStackBytes;
@@ -254,6 +268,11 @@ uint64_t sync_warp(Together what, unsigned mask, uint64_t value, int source, Pla
     last = other != nullptr && other->state == State::kAtWarpBarrier && other->mask == mask &&
            other->what == what && other->place.line == place.line;
   }
+  if (last && what == Together::kCombine) {
+    void* lanes[kWarpSize];
+    for (int lane = 0; lane < kWarpSize; ++lane) lanes[lane] = lane_of(block, fiber, lane)->mine;
+    fiber.combine(lanes);
+  }
   if (last) {
     // results are taken before any lane goes on, so none can overwrite its value too early
     for (int lane = 0; lane < kWarpSize; ++lane) {
@@ -267,6 +286,34 @@ uint64_t sync_warp(Together what, unsigned mask, uint64_t value, int source, Pla
   }
   wait(block);
   return fiber.result;
+}
+
+void combine_warp(void (*combine)(void* const* lanes), void* mine, Place place) {
+  Fiber& fiber = *running->current;
+  fiber.combine = combine;
+  fiber.mine = mine;
+  sync_warp(Together::kCombine, 0xffffffffu, 0, 0, place);
+}
+
+void copy_later(void* to, const void* from, size_t bytes) {
+  Fiber& fiber = *running->current;
+  fiber.copies.push_back({to, from, bytes, fiber.groups});
+}
+
+void commit_copies() { ++running->current->groups; }
+
+void wait_for_copies(int groups_left) {
+  Fiber& fiber = *running->current;
+  const auto pending = [&](const Copy& copy) { return copy.group >= fiber.groups - groups_left; };
+  const auto end = std::find_if(fiber.copies.begin(), fiber.copies.end(), pending);
+  for (auto copy = fiber.copies.begin(); copy != end; ++copy) {
+    if (copy->from != nullptr) {
+      std::memcpy(copy->to, copy->from, copy->bytes);
+    } else {
+      std::memset(copy->to, 0, copy->bytes);
+    }
+  }
+  fiber.copies.erase(fiber.copies.begin(), end);
 }
 
 void run(Index3 grid, Index3 block_size, size_t shared_bytes, const std::function<void()>& body) {

@@ -23,7 +23,7 @@ struct Thread {
 };
 
 // What the lanes of a warp can do together.
-enum class Together { kSync, kShuffle, kBallot, kSum, kMin, kMax };
+enum class Together { kSync, kShuffle, kBallot, kSum, kMin, kMax, kCombine };
 
 // The source line that called; compared between the threads of a barrier.
 struct Place {
@@ -44,6 +44,18 @@ void sync_block(Place place);
 // value of lane `source`, kBallot the bits of lanes with a value other than 0, kSum/kMin/kMax over
 // values as 32-bit signed integers.
 uint64_t sync_warp(Together what, unsigned mask, uint64_t value, int source, Place place);
+
+// Waits for all 32 lanes of a warp at the same place; the last one to come calls `combine` with
+// what each lane gave as `mine`, before any of them goes on.
+void combine_warp(void (*combine)(void* const* lanes), void* mine, Place place);
+
+// Copies that a thread starts and waits for later. Nothing is read or written before the thread
+// waits, so that a kernel which does not wait is found out; `from` null writes zeros.
+void copy_later(void* to, const void* from, size_t bytes);
+// Closes a group of copies.
+void commit_copies();
+// Makes the copies of all groups but the `groups_left` last ones.
+void wait_for_copies(int groups_left);
 
 // Runs `body` once for each thread; throws std::runtime_error when the threads disagree.
 void run(Index3 grid, Index3 block, size_t shared_bytes, const std::function<void()>& body);
