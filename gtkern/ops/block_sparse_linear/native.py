@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gtkern import _native
 from gtkern.ops.block_sparse_linear.call import ACTIVATIONS, Forward, Gradients, Needs, Weight
+
+
+def _tf32() -> bool:
+    """Whether a GPU may multiply fp32 numbers as tf32: as torch's own products do."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 class Native:
@@ -27,6 +33,7 @@ class Native:
                 bias,
                 ACTIVATIONS.index(activation),
                 keep,
+                _tf32(),
             )
         )
 
@@ -50,5 +57,6 @@ class Native:
                 kept,
                 ACTIVATIONS.index(activation),
                 mask,
+                _tf32(),
             )
         )
