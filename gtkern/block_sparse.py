@@ -355,8 +355,12 @@ class BlockSparseMatrix:
         _check.shape("score", score, "block rows, block columns", (rows, cols))
         _check.same_device(matrix=self.values, score=score)
         mine = self.index.row.long() * cols + self.index.col.long()
-        dead = _work(score.detach()).flatten().index_fill(0, mine, -torch.inf)
-        more = _best_places(dead, count - self.num_blocks)
+        # how many places are dead is known: finding them waits for no device
+        stored = torch.zeros(rows * cols, dtype=torch.uint8, device=mine.device)
+        order = stored.index_fill(0, mine, 1).argsort(stable=True)
+        dead = order[: rows * cols - self.num_blocks]
+        chosen = _best_places(_work(score.detach()).flatten()[dead], count - self.num_blocks)
+        more = dead[chosen]
         place = torch.cat((mine, more)).sort().values
         at = torch.searchsorted(place, mine)
         values = self.values.detach()

@@ -108,6 +108,13 @@ def test_regrown_blocks_are_zero_and_the_others_stay() -> None:
     assert torch.equal(grown.to_dense(), kept.to_dense())
 
 
+def test_regrowth_takes_dead_blocks_whatever_their_score() -> None:
+    """Scores of -inf, such as those of blocks that are ruled out, are no sign of a stored block."""
+    grown = matrix(0.2).regrow(1.0, torch.full((3, 7), -torch.inf))
+    grown.validate()
+    assert grown.num_blocks == 21
+
+
 def test_scores() -> None:
     kept = matrix()
     assert torch.allclose(kept.score(), sums(dense())[kept.mask()])
