@@ -25,6 +25,7 @@ from gtkern.training.task import Task
 __all__ = [
     "JointPruner",
     "Pruning",
+    "cut",
     "make_pruners",
     "schedules",
     "split_budget",
@@ -218,7 +219,7 @@ def split_budget(
                 for name, share in zip(DIMENSIONS, settings.split, strict=True)
             },
         )
-        return made, _flops(_cut(made, network), batch)
+        return made, _flops(cut(made, network), batch)
 
     low, high = 0.0, 1.0
     best, flops = tried(low + 1e-6)
@@ -243,9 +244,13 @@ def with_ratios(settings: PruneSettings, ratios: Mapping[str, float]) -> PruneSe
     return replace(settings, budget=None, **parts)  # type: ignore[arg-type]
 
 
-def _cut(settings: PruneSettings, network: nn.Module) -> nn.Module:
-    """A copy of the network that was pruned at once: as large as a trained one would be."""
-    # which heads go does not matter for the size
+def cut(settings: PruneSettings, network: nn.Module) -> nn.Module:
+    """A compact copy of a network, pruned at once: as large as one pruned while training.
+
+    Args:
+        settings: their ratios; which heads and layers go does not follow from training.
+        network: dense; it stays as it is.
+    """
     settings = replace(settings, heads=replace(settings.heads, start="random"))
     once = Schedule(begin=1, end=1, every=1)
     names: Sequence[str] = [name for name in DIMENSIONS if settings.ratios[name] < 1]
