@@ -202,7 +202,9 @@ def test_a_budget_is_met_by_what_runs() -> None:
     assert 0.45 * dense < compact <= 0.6 * dense
     assert found.budget is None
     assert found.tokens.ratio == found.layers.ratio == 1
-    assert found.heads.ratio == pytest.approx(found.weights.ratio)
+    # of four heads whole ones stay
+    assert found.heads.ratio in (0.5, 0.75)
+    assert found.heads.ratio == pytest.approx(found.weights.ratio, abs=0.125)
     with pytest.raises(ValueError, match=r"^budget must be at least 0\.\d+, .* got 0\.01"):
         split_budget(prune_settings(budget=0.01, weights={"structure": "neurons"}), network, batch)
 

@@ -185,8 +185,8 @@ def split_budget(
     """Find the ratios with which a compact network needs the budget's share of the FLOPs at most.
 
     The largest r is taken with which the FLOPs of a forward pass, counted on the compact network,
-    are within the budget. Heads and layers come in whole numbers, and one of each stays: the FLOPs
-    may be less than the budget.
+    are within the budget. Heads and layers come in whole numbers, the nearest ones, and one of each
+    stays: the FLOPs may be less than the budget.
 
     Args:
         settings: with budget and split.
@@ -203,11 +203,9 @@ def split_budget(
         raise ValueError("settings.budget must be a number, got None")
     sites = attention_sites(network)
     attention = [site.attention() for site in sites]
-    least = {
-        "heads": max(1 / part.num_heads for part in attention if part is not None),
-        "layers": 1 / len(sites),
-        "tokens": 1e-3,
-        "weights": 1e-3,
+    whole = {
+        "heads": min(part.num_heads for part in attention if part is not None),
+        "layers": len(sites),
     }
     dense = _flops(network, batch)
 
@@ -215,7 +213,7 @@ def split_budget(
         made = with_ratios(
             settings,
             {
-                name: max(r**share, least[name]) if share else 1.0
+                name: _nearest(r**share, whole.get(name)) if share else 1.0
                 for name, share in zip(DIMENSIONS, settings.split, strict=True)
             },
         )
@@ -236,6 +234,11 @@ def split_budget(
         else:
             high = middle
     return best, dense, flops
+
+
+def _nearest(ratio: float, parts: int | None) -> float:
+    """The ratio; of a dimension of whole parts, the nearest that keeps whole ones, one at least."""
+    return max(ratio, 1e-3) if parts is None else max(round(ratio * parts), 1) / parts
 
 
 def with_ratios(settings: PruneSettings, ratios: Mapping[str, float]) -> PruneSettings:
