@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtkern import ops
+from gtkern import _check, ops
 from gtkern.ragged import PairIndex, Ragged
 
 __all__ = ["TokenDroppingAttention"]
@@ -101,17 +102,21 @@ class TokenDroppingAttention(nn.Module):
             masked = x * self._released_mask(score, ragged)[:, None]
             every: Tensor = self.attention(masked, ragged, bias, prefix_k, prefix_v)
             return every
-        selection = ops.select_tokens(
+        noise = "gumbel" if self.noise and self.training else None
+        select = functools.partial(
+            ops.select_tokens,
             score,
             ragged,
-            ratio=self.ratio,
             always_keep=self._kept_rows(ragged),
-            noise="gumbel" if self.noise and self.training else None,
+            noise=noise,
             temperature=self.temperature,
+            seed=_check.seed("seed", None) if noise else None,
         )
+        selection = select(ratio=self.ratio)
         if self.mode == "mask":
-            masked = x * ops.scatter_tokens(selection.gate, selection)[:, None]
-            every = self.attention(masked, ragged, bias, prefix_k, prefix_v)
+            # of dropped tokens too the mask has the gradient: keeping everything gives it to all
+            mask = select(ratio=1.0).gate - (selection.position < 0).to(x.dtype)
+            every = self.attention(x * mask[:, None], ragged, bias, prefix_k, prefix_v)
             return every
         rows = ops.gather_tokens(x, selection, selection.gate)
         among = [(ops.gather_pairs(index, selection), table) for index, table in bias]

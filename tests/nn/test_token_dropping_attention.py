@@ -118,6 +118,21 @@ def test_the_scorers_gradient_is_that_of_the_soft_choice() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_mask_hands_on_gradients_of_dropped_tokens_too() -> None:
+    ragged, block = ragged_of(5), made(0.6, mode="mask", temperature=0.5).eval()
+    x = rows(5)
+    weight = rows(5, 2)
+    (block(x, ragged) * weight).sum().backward()
+    found = block.scorer.weight.grad
+    assert found is not None
+    score = block.scorer(x)[:, 0]
+    hard = torch.zeros_like(score).index_fill(0, score.topk(3).indices, 1.0)
+    y = torch.softmax(score / 0.5, 0)
+    masked = x * (hard - y.detach() + y)[:, None]
+    by_mask = (block.attention(masked, ragged) * weight).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(by_mask, block.scorer.weight)[0])
+
+
 def test_tokens_at_the_ends_are_always_kept() -> None:
     ragged, block = ragged_of(6, 2, 7), made(0.4, always_keep=(1, 2)).eval()
     out = block(rows(15), ragged)
