@@ -26,6 +26,9 @@ constexpr int kPad = 16 / static_cast<int>(sizeof(T));
 constexpr int kTurnedPad = 8;
 
 constexpr int kPullBackThreads = 128, kPullBackRows = 64;
+// Blocks that a multiprocessor must hold at a time. The number is always said: left to choose,
+// ptxas spills a few registers to fit in one block more. Two of the largest where 128 registers do.
+constexpr int least_blocks(int threads, bool exact) { return threads > 128 && !exact ? 2 : 1; }
 
 __device__ __forceinline__ float activate(float z, int activation) {
   if (activation == kRelu) return z < 0.0f ? 0.0f : z;  // a NaN stays one
@@ -183,7 +186,8 @@ struct ProductTile {
 // them and up to 64 columns; with TURNED strips are block columns, and out = x W. Each entry is
 // written by one thread: no atomics, deterministic.
 template <typename T, bool EXACT, bool TURNED, int BN>
-__global__ void __launch_bounds__(ProductTile<T, TURNED, BN>::kThreads)
+__global__ void __launch_bounds__(ProductTile<T, TURNED, BN>::kThreads,
+                                  least_blocks(ProductTile<T, TURNED, BN>::kThreads, EXACT))
     product_kernel(const Product<T> p) {
   using Tile = ProductTile<T, TURNED, BN>;
   using Operands = Operand<T, Tile::kStrideA, false>;
@@ -298,7 +302,7 @@ struct WeightTile {
 // one chunk of rows; a warp part of that tile. The grid has tiles for full block rows.
 // Each entry of a chunk is written by one thread: no atomics, deterministic.
 template <typename T, bool EXACT, int BI>
-__global__ void __launch_bounds__(WeightTile<T, BI>::kThreads)
+__global__ void __launch_bounds__(WeightTile<T, BI>::kThreads, 1)
     weight_kernel(const WeightGradient<T> p) {
   using Tile = WeightTile<T, BI>;
   using Grads = Operand<T, Tile::kStrideA, true>;
@@ -391,7 +395,7 @@ struct PullBack {
 // A thread owns one column of kPullBackRows rows of the gradient before the activation, and its
 // sum. Each entry is written by one thread: no atomics, deterministic.
 template <typename T>
-__global__ void __launch_bounds__(kPullBackThreads) pull_back_kernel(const PullBack<T> p) {
+__global__ void __launch_bounds__(kPullBackThreads, 1) pull_back_kernel(const PullBack<T> p) {
   const int64_t chunk = blockIdx.x / p.column_blocks;
   const int64_t column = blockIdx.x % p.column_blocks * kPullBackThreads + threadIdx.x;
   if (column >= p.width) return;
