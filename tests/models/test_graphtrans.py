@@ -22,14 +22,14 @@ NODE, EDGE = (4, 3), (3, 2)
 
 def make(*, edges: bool = True, **more: object):
     """A small network and graphs for it."""
+    options: dict[str, object] = {"local_layers": 2, **more}
     settings = GraphTransSettings(
-        local_layers=2,
         local_width=6,
         width=8,
         heads=2,
         layers=2,
         feedforward=10,
-        **more,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
     )
     packed = graphs.random_graphs(node=NODE, edge=EDGE if edges else None)
     GraphTrans.encode(packed, settings)
@@ -38,15 +38,20 @@ def make(*, edges: bool = True, **more: object):
 
 
 def plain_graphtrans(settings: GraphTransSettings, p: dict[str, Tensor], data: Data) -> Tensor:
-    encoded = x = plain.features(p, "node_encoder", data.x, NODE)
+    x = plain.features(p, "node_encoder", data.x, NODE)
+    virtual = p["local.virtual_node"][0] if settings.virtual_node else torch.zeros_like(x[0])
+    encoded = x + virtual
     for depth in range(settings.local_layers):
+        x = heard = x + virtual
         edge = torch.zeros(data.edge_index.size(1), x.size(1), dtype=x.dtype)
         if data.edge_attr is not None:
             edge = plain.features(p, f"local.edge_encoders.{depth}", data.edge_attr, EDGE)
         convolve = plain_gcn if settings.local == "gcn" else plain_gin
         x = convolve(plain.part(p, f"local.convolutions.{depth}"), x, data.edge_index, edge)
         x = plain.batch_norm(p, f"local.norms.{depth}", x)
-        x = x if depth == settings.local_layers - 1 else functional.relu(x)
+        if depth < settings.local_layers - 1:
+            x = functional.relu(x)
+            virtual = plain_virtual(p, depth, virtual + sum(heard)) if settings.virtual_node else 0
     x = torch.cat((encoded, x), dim=1) if settings.jumping == "cat" else x
     x = torch.cat((plain.linear(p, "to_transformer", x), p["token"]))
     x = plain.layer_norm(p, "input_norm", x) if settings.norm_input else x
@@ -69,6 +74,12 @@ def plain_gin(p: dict[str, Tensor], x: Tensor, edge_index: Tensor, edge: Tensor)
     return plain.linear(p, "nn.3", functional.relu(hidden))
 
 
+def plain_virtual(p: dict[str, Tensor], depth: int, x: Tensor) -> Tensor:
+    p = plain.part(p, f"local.virtual_layers.{depth}")
+    hidden = functional.relu(plain.batch_norm(p, "1", plain.linear(p, "0", x[None])))
+    return functional.relu(plain.batch_norm(p, "4", plain.linear(p, "3", hidden)))[0]
+
+
 def plain_gcn(p: dict[str, Tensor], x: Tensor, edge_index: Tensor, edge: Tensor) -> Tensor:
     h, pairs = plain.linear(p, "linear", x), edge_index.T.tolist()
     degree = [1 + sum(source == node for source, _ in pairs) for node in range(x.size(0))]
@@ -86,6 +97,8 @@ def plain_gcn(p: dict[str, Tensor], x: Tensor, edge_index: Tensor, edge: Tensor)
         (False, {"local": "gcn", "norm": "pre", "activation": "gelu"}),
         (True, {"local": "gcn", "jumping": "cat", "norm_input": False}),
         (False, {"jumping": "cat"}),
+        (True, {"jumping": "cat", "virtual_node": True, "local_layers": 3}),
+        (False, {"local": "gcn", "virtual_node": True, "local_layers": 1}),
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_equations(
@@ -96,8 +109,9 @@ def test_outputs_and_gradients_are_those_of_the_equations(
 
 
 @pytest.mark.parametrize("local", ["gin", "gcn"])
-def test_a_graph_does_not_depend_on_its_batch(local: str) -> None:
-    model, packed, _ = make(local=local)
+@pytest.mark.parametrize("virtual_node", [False, True])
+def test_a_graph_does_not_depend_on_its_batch(local: str, virtual_node: bool) -> None:
+    model, packed, _ = make(local=local, virtual_node=virtual_node)
     graphs.check_batches(model, packed)
     graphs.check_pyg_batches(model, packed)
 
@@ -108,8 +122,9 @@ def test_the_state_makes_the_network() -> None:
 
 
 @pytest.mark.parametrize("local", ["gin", "gcn"])
-def test_every_parameter_learns(local: str) -> None:
-    model, packed, _ = make(local=local)
+@pytest.mark.parametrize("virtual_node", [False, True])
+def test_every_parameter_learns(local: str, virtual_node: bool) -> None:
+    model, packed, _ = make(local=local, virtual_node=virtual_node)
     graphs.check_learns(model, packed)
 
 
