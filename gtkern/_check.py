@@ -86,6 +86,17 @@ def share_of(share: float, total: int | Tensor) -> int | Tensor:
     return math.ceil(share * total * _WHOLE)
 
 
+def dropout(value: Any) -> float:
+    """Return `value` as a probability that 32 random bits can tell from 1.
+
+    Raises:
+        TypeError: no number. ValueError: outside [0, 1).
+    """
+    if number("dropout", value, -math.inf, math.inf) > 1 - 2.0**-32 or value < 0:
+        raise ValueError(f"dropout must be in [0, 1), got {value:g}")
+    return float(value)
+
+
 def seed(name: str, value: int | Tensor | None) -> Tensor:
     """Return `value` as a 0-d int64 CPU tensor; None draws one from torch's default generator.
 

@@ -14,10 +14,12 @@
 namespace gtkern::ragged_attention {
 namespace {
 
-// Sums over the batch: one part for each chunk, null where not wanted.
+// Sums over the batch, one part for each chunk, and over the queries of split graphs, one part for
+// each of theirs (see Split); null where not wanted.
 template <class A>
 struct Partial {
   A *table = nullptr, *prefix_k = nullptr, *prefix_v = nullptr;
+  A *k = nullptr, *v = nullptr;
 };
 
 // scores and grad = dP -> dropped p, and ds = p (dP - delta). delta = sum of p dP is summed here:
@@ -28,7 +30,7 @@ void differentiate(const Shape<A>& shape, std::int64_t rows, A* scores, A* grad,
                    const std::uint16_t* bits, A kept, const A* lse) {
   using L = Lanes<A>;
   using V = typename L::V;
-  const std::int64_t last = shape.ld - L::kCount;
+  const std::int64_t last = shape.wide - L::kCount;
   const int tail = static_cast<int>(shape.keys - last);
   const V scale = L::splat(kept);
   for (std::int64_t i = 0; i < rows; ++i, scores += shape.ld, grad += shape.ld) {
@@ -46,7 +48,7 @@ void differentiate(const Shape<A>& shape, std::int64_t rows, A* scores, A* grad,
     first_pass(last, L::first(tail, L::exp2(L::sub(L::load(scores + last), base)), L::zero()),
                L::first(tail, L::load(grad + last), L::zero()));
     const V delta = L::splat(L::sum(sum));
-    for (std::int64_t j = 0; j < shape.ld; j += L::kCount) {
+    for (std::int64_t j = 0; j < shape.wide; j += L::kCount) {
       const V p = L::load(scores + j);
       L::store(grad + j, L::mul(p, L::sub(L::load(grad + j), delta)));
       if (bits) L::store(scores + j, L::keep(bits[j / L::kCount], L::mul(p, scale)));
@@ -58,9 +60,9 @@ void differentiate(const Shape<A>& shape, std::int64_t rows, A* scores, A* grad,
 template <class T, class A>
 class Worker {
  public:
-  Worker(const Problem<T, A>& in, const QuadTable<A>& table, const Backward<T, A>& to,
-         const Partial<A>& partial)
-      : in_(in), table_(table), to_(to), partial_(partial), arena_(measure()) {
+  Worker(const Problem<T, A>& in, const Plan& plan, const QuadTable<A>& table,
+         const Backward<T, A>& to, const Partial<A>& partial)
+      : in_(in), plan_(plan), table_(table), to_(to), partial_(partial), arena_(measure()) {
     const std::int64_t rows = padded<A>(in.max_nodes + in.slots);
     for (int c = 0; c < in.group(); ++c) {
       for (A** each : {&k_[c], &transposed_k_[c], &grad_k_[c]}) *each = arena_.take(rows * wide_);
@@ -89,11 +91,21 @@ class Worker {
     }
     for (std::int64_t graph = task.graph_begin; graph < task.graph_end; ++graph) {
       if (in_.size(graph) == 0) continue;
-      const Shape<A> shape(in_.size(graph), in_.slots);
+      const Shape<A> shape(in_.size(graph), in_.slots, in_.group());
+      const Split* split = plan_.split_of(graph);
       for (std::int64_t head = task.head_begin; head < task.head_end; head += in_.group()) {
-        differentiate_graph(
-            graph, shape, head,
-            static_cast<int>(std::min<std::int64_t>(in_.group(), task.head_end - head)));
+        const int count =
+            static_cast<int>(std::min<std::int64_t>(in_.group(), task.head_end - head));
+        if (!split) {
+          differentiate_graph(graph, shape, head, count, 0, shape.nodes, -1);
+          continue;
+        }
+        for (std::int64_t part = task.part_begin; part < std::min(task.part_end, split->parts);
+             ++part) {
+          differentiate_graph(graph, shape, head, count, split->begin(part, shape.nodes),
+                              split->begin(part + 1, shape.nodes),
+                              split->first_row + part * in_.heads * shape.nodes);
+        }
       }
     }
   }
@@ -108,7 +120,7 @@ class Worker {
 
   std::int64_t most_block() const { return std::min<std::int64_t>(in_.max_nodes, 256); }
   std::int64_t most_scores() const {
-    const Shape<A> largest(in_.max_nodes, in_.slots);
+    const Shape<A> largest(in_.max_nodes, in_.slots, in_.group());
     return std::max<std::int64_t>(8192, largest.block * largest.ld);
   }
   std::int64_t measure() {
@@ -135,8 +147,10 @@ class Worker {
       widen<T, A>(in_.prefix_v + head * in_.value_width, row_v, in_.slots, in_.value_width, 1,
                   v_ + shape.nodes * wide_v_);
     }
-    transpose<A>(k, shape.keys, in_.width, transposed_k_[slot]);
-    if (wants_scores()) transpose<A>(v_, shape.keys, in_.value_width, transposed_v_[slot]);
+    transpose<A>(k, shape.keys, in_.width, shape.panel, transposed_k_[slot]);
+    if (wants_scores()) {
+      transpose<A>(v_, shape.keys, in_.value_width, shape.panel, transposed_v_[slot]);
+    }
   }
 
   void prefetch(std::int64_t graph, const Shape<A>& shape, std::int64_t head) {
@@ -153,13 +167,16 @@ class Worker {
     if (to_.v) prefetch_slices<true>(to_.v + first * row_v + column_v, row_v, n, in_.value_width);
   }
 
-  void differentiate_graph(std::int64_t graph, const Shape<A>& shape, std::int64_t head,
-                           int count) {
+  // The part of the queries [begin, end) of a graph, by `count` heads. The sums over them become
+  // the keys' and values' gradients, or those of a part of a split graph, whose rows of head 0
+  // begin at `sums`.
+  void differentiate_graph(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int count,
+                           std::int64_t begin, std::int64_t end, std::int64_t sums) {
     if (!shape.whole()) {
       for (int c = 0; c < count; ++c) load_keys_and_values(graph, shape, head + c, c);
     }
-    for (std::int64_t at = 0; at < shape.nodes; at += shape.block) {
-      const std::int64_t rows = std::min(shape.block, shape.nodes - at);
+    for (std::int64_t at = begin; at < end; at += shape.block) {
+      const std::int64_t rows = std::min(shape.block, end - at);
       const std::int64_t head_stride = rows * shape.ld;
       const std::int64_t pair = in_.pair_ptr[graph] + at * shape.nodes;
       if (!table_.empty()) {
@@ -174,10 +191,11 @@ class Worker {
           prefetch(graph, shape, head + c + 1);
           load_keys_and_values(graph, shape, head + c, 0);
         }
-        block(in_.ptr[graph] + at, rows, shape, head + c, slot, at == 0, scores_ + c * head_stride,
+        block(in_.ptr[graph] + at, rows, shape, head + c, slot, at == begin,
+              scores_ + c * head_stride,
               grad_scores_ + c * head_stride,
               bits_.empty() ? nullptr : bits_.data() + c * head_stride / Lanes<A>::kCount);
-        if (shape.whole()) store_keys_and_values(graph, shape, head + c, 0);
+        if (shape.whole()) store_keys_and_values(graph, shape, head + c, 0, sums);
       }
       if (partial_.table) {
         table_.scatter(count, pair, rows, shape, grad_scores_, head_stride,
@@ -185,7 +203,7 @@ class Worker {
       }
     }
     if (!shape.whole()) {
-      for (int c = 0; c < count; ++c) store_keys_and_values(graph, shape, head + c, c);
+      for (int c = 0; c < count; ++c) store_keys_and_values(graph, shape, head + c, c, sums);
     }
   }
 
@@ -199,15 +217,16 @@ class Worker {
                 1, grad_out_);
     load_lse(query, rows, head);
     if (table_.empty()) {
-      product<A, false, Into::kSet>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
-                                    rows, shape.ld, in_.width);
+      product_by_panels<A, Into::kSet>(q_, wide_, transposed_k_[slot], wide_, scores, shape.ld,
+                                       rows, shape.wide, in_.width, shape.panel);
     } else {
-      product<A, false, Into::kAdd>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
-                                    rows, shape.ld, in_.width);
+      product_by_panels<A, Into::kAdd>(q_, wide_, transposed_k_[slot], wide_, scores, shape.ld,
+                                       rows, shape.wide, in_.width, shape.panel);
     }
     if (wants_scores()) {
-      product<A, false, Into::kSet>(grad_out_, wide_v_, transposed_v_[slot], shape.ld, grad_scores,
-                                    shape.ld, rows, shape.ld, in_.value_width);
+      product_by_panels<A, Into::kSet>(grad_out_, wide_v_, transposed_v_[slot], wide_v_,
+                                       grad_scores, shape.ld, rows, shape.wide, in_.value_width,
+                                       shape.panel);
     }
     differentiate(shape, rows, scores, grad_scores, bits, static_cast<A>(1 / (1 - in_.dropout)),
                   lse_);
@@ -242,19 +261,25 @@ class Worker {
     }
   }
 
-  void store_keys_and_values(std::int64_t graph, const Shape<A>& shape, std::int64_t head,
-                             int slot) {
+  void store_keys_and_values(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int slot,
+                             std::int64_t sums) {
     const std::int64_t row = in_.heads * in_.width, row_v = in_.heads * in_.value_width;
     const std::int64_t first = in_.ptr[graph];
     // q_ has scale * log2(e) in it, and the scores' gradients are those of natural scores
     const A unit = static_cast<A>(kLn2);
-    if (to_.k) {
-      narrow<T, A>(grad_k_[slot], shape.nodes, in_.width, unit, nullptr,
-                   to_.k + first * row + head * in_.width, row);
-    }
-    if (to_.v) {
-      narrow<T, A>(grad_v_[slot], shape.nodes, in_.value_width, 1, nullptr,
-                   to_.v + first * row_v + head * in_.value_width, row_v);
+    if (sums >= 0) {
+      const std::int64_t at = sums + head * shape.nodes;
+      if (to_.k) std::copy_n(grad_k_[slot], shape.nodes * wide_, partial_.k + at * wide_);
+      if (to_.v) std::copy_n(grad_v_[slot], shape.nodes * wide_v_, partial_.v + at * wide_v_);
+    } else {
+      if (to_.k) {
+        narrow<T, A>(grad_k_[slot], shape.nodes, in_.width, unit, nullptr,
+                     to_.k + first * row + head * in_.width, row);
+      }
+      if (to_.v) {
+        narrow<T, A>(grad_v_[slot], shape.nodes, in_.value_width, 1, nullptr,
+                     to_.v + first * row_v + head * in_.value_width, row_v);
+      }
     }
     const auto add = [&](A* sums, const A* mine, std::int64_t size, A factor) {
       if (!sums) return;
@@ -266,6 +291,7 @@ class Worker {
   }
 
   const Problem<T, A>& in_;
+  const Plan& plan_;
   const QuadTable<A>& table_;
   const Backward<T, A>& to_;
   const Partial<A>& partial_;
@@ -293,6 +319,26 @@ void merge_prefix(const Problem<T, A>& in, const A* partial, std::int64_t chunks
   }
 }
 
+// A graph's gradient to[i][head][d] = factor times the sum over its parts of
+// [part][head][i][wide], in order.
+template <class T, class A>
+void merge_parts(const Problem<T, A>& in, const Plan& plan, A* partial, std::int64_t width,
+                 A factor, T* to) {
+  const std::int64_t wide = padded<A>(width), row = in.heads * width;
+  const std::int64_t count = static_cast<std::int64_t>(plan.splits.size());
+  for_each_block(count * in.heads, [&](std::int64_t at) {
+    const Split& split = plan.splits[at / in.heads];
+    const std::int64_t head = at % in.heads, nodes = in.size(split.graph);
+    A* sum = partial + (split.first_row + head * nodes) * wide;
+    for (std::int64_t part = 1; part < split.parts; ++part) {
+      const A* mine = sum + part * in.heads * nodes * wide;
+      for (std::int64_t x = 0; x < nodes * wide; ++x) sum[x] += mine[x];
+    }
+    narrow<T, A>(sum, nodes, width, factor, nullptr, to + in.ptr[split.graph] * row + head * width,
+                 row);
+  });
+}
+
 }  // namespace
 
 template <class T, class A>
@@ -314,12 +360,21 @@ void backward(const Problem<T, A>& in, const Backward<T, A>& grad) {
   const std::int64_t rows = cut.chunks * in.heads * in.slots;
   if (grad.prefix_k) partial.prefix_k = arena.take(rows * padded<A>(in.width));
   if (grad.prefix_v) partial.prefix_v = arena.take(rows * padded<A>(in.value_width));
+  Arena<A> by_part(cut.split_rows * ((grad.k ? padded<A>(in.width) : 0) +
+                                     (grad.v ? padded<A>(in.value_width) : 0)));
+  if (grad.k) partial.k = by_part.take(cut.split_rows * padded<A>(in.width));
+  if (grad.v) partial.v = by_part.take(cut.split_rows * padded<A>(in.value_width));
 
   for_each_block_with(
       static_cast<std::int64_t>(cut.tasks.size()),
-      [&] { return Worker<T, A>(in, table, grad, partial); },
+      [&] { return Worker<T, A>(in, cut, table, grad, partial); },
       [&](std::int64_t at, Worker<T, A>& worker) { worker.run(cut.tasks[at]); });
 
+  if (grad.k) {
+    // as in Worker: the products had scale * log2(e) in them
+    merge_parts<T, A>(in, cut, partial.k, in.width, static_cast<A>(kLn2), grad.k);
+  }
+  if (grad.v) merge_parts<T, A>(in, cut, partial.v, in.value_width, 1, grad.v);
   if (grad.table) {
     table.merge(partial.table, cut.chunks, in.quads(), in.heads, in.table_rows, grad.table);
   }

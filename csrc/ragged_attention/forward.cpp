@@ -21,7 +21,7 @@ void soften(const Shape<A>& shape, std::int64_t rows, A* scores, const std::uint
             A* largest, A* sum) {
   using L = Lanes<A>;
   using V = typename L::V;
-  const std::int64_t last = shape.ld - L::kCount;
+  const std::int64_t last = shape.wide - L::kCount;
   const int tail = static_cast<int>(shape.keys - last);
   const V nothing = L::splat(-std::numeric_limits<A>::infinity());
   for (std::int64_t i = 0; i < rows; ++i, scores += shape.ld) {
@@ -35,12 +35,13 @@ void soften(const Shape<A>& shape, std::int64_t rows, A* scores, const std::uint
     if (peak == -std::numeric_limits<A>::infinity()) peak = 0;
     const V base = L::splat(peak);
     V total = L::zero();
-    for (std::int64_t j = 0; j < shape.ld; j += L::kCount) {
+    for (std::int64_t j = 0; j < shape.wide; j += L::kCount) {
       V weight = L::exp2(L::sub(L::load(scores + j), base));
       total = L::add(total, weight);
-      if (bits) weight = L::keep(*bits++, weight);
+      if (bits) weight = L::keep(bits[j / L::kCount], weight);
       L::store(scores + j, weight);
     }
+    if (bits) bits += shape.ld / L::kCount;
     largest[i] = peak;
     sum[i] = L::sum(total);
   }
@@ -49,10 +50,10 @@ void soften(const Shape<A>& shape, std::int64_t rows, A* scores, const std::uint
 template <class T, class A>
 class Worker {
  public:
-  Worker(const Problem<T, A>& in, const QuadTable<A>& table, const Results<T, A>& to)
-      : in_(in), table_(table), to_(to), arena_(measure()) {
-    const Shape<A> largest(in.max_nodes, in.slots);
-    const std::int64_t rows = padded<A>(largest.keys);
+  Worker(const Problem<T, A>& in, const Plan& plan, const QuadTable<A>& table,
+         const Results<T, A>& to)
+      : in_(in), plan_(plan), table_(table), to_(to), arena_(measure()) {
+    const std::int64_t rows = padded<A>(in.max_nodes + in.slots);
     for (int c = 0; c < in.group(); ++c) {
       transposed_k_[c] = arena_.take(wide_ * rows);
       v_[c] = arena_.take(rows * wide_v_);
@@ -68,10 +69,16 @@ class Worker {
   void run(const Task& task) {
     for (std::int64_t graph = task.graph_begin; graph < task.graph_end; ++graph) {
       if (in_.size(graph) == 0) continue;
-      const Shape<A> shape(in_.size(graph), in_.slots);
+      const Shape<A> shape(in_.size(graph), in_.slots, in_.group());
+      std::int64_t begin = 0, end = shape.nodes;
+      if (const Split* split = plan_.split_of(graph)) {
+        begin = split->begin(task.part_begin, shape.nodes);
+        end = split->begin(task.part_end, shape.nodes);
+      }
       for (std::int64_t head = task.head_begin; head < task.head_end; head += in_.group()) {
         attend(graph, shape, head,
-               static_cast<int>(std::min<std::int64_t>(in_.group(), task.head_end - head)));
+               static_cast<int>(std::min<std::int64_t>(in_.group(), task.head_end - head)), begin,
+               end);
       }
     }
   }
@@ -80,7 +87,7 @@ class Worker {
   // a smaller graph may have larger blocks: see Shape
   std::int64_t most_block() const { return std::min<std::int64_t>(in_.max_nodes, 256); }
   std::int64_t most_scores() const {
-    const Shape<A> largest(in_.max_nodes, in_.slots);
+    const Shape<A> largest(in_.max_nodes, in_.slots, in_.group());
     return std::max<std::int64_t>(8192, largest.block * largest.ld);
   }
   std::int64_t measure() {
@@ -104,7 +111,7 @@ class Worker {
       widen<T, A>(in_.prefix_v + head * in_.value_width, row_v, in_.slots, in_.value_width, 1,
                   v_[c] + shape.nodes * wide_v_);
     }
-    transpose<A>(k_, shape.keys, in_.width, transposed_k_[c]);
+    transpose<A>(k_, shape.keys, in_.width, shape.panel, transposed_k_[c]);
   }
 
   void prefetch(std::int64_t graph, const Shape<A>& shape, std::int64_t head) {
@@ -118,12 +125,14 @@ class Worker {
     prefetch_slices<true>(to_.out + first * row_v + column_v, row_v, n, in_.value_width);
   }
 
-  void attend(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int count) {
+  // The queries [begin, end) of a graph, by `count` heads.
+  void attend(std::int64_t graph, const Shape<A>& shape, std::int64_t head, int count,
+              std::int64_t begin, std::int64_t end) {
     if (!shape.whole()) {
       for (int c = 0; c < count; ++c) load_keys_and_values(graph, shape, head + c, c);
     }
-    for (std::int64_t at = 0; at < shape.nodes; at += shape.block) {
-      const std::int64_t rows = std::min(shape.block, shape.nodes - at);
+    for (std::int64_t at = begin; at < end; at += shape.block) {
+      const std::int64_t rows = std::min(shape.block, end - at);
       const std::int64_t head_stride = rows * shape.ld;
       if (!table_.empty()) {
         const std::int64_t pair = in_.pair_ptr[graph] + at * shape.nodes;
@@ -152,11 +161,11 @@ class Worker {
     widen<T, A>(in_.q + query * in_.q_row + head * in_.width, in_.q_row, rows, in_.width,
                 static_cast<A>(in_.scale * kLog2E), q_);
     if (table_.empty()) {
-      product<A, false, Into::kSet>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
-                                    rows, shape.ld, in_.width);
+      product_by_panels<A, Into::kSet>(q_, wide_, transposed_k_[slot], wide_, scores, shape.ld,
+                                       rows, shape.wide, in_.width, shape.panel);
     } else {
-      product<A, false, Into::kAdd>(q_, wide_, transposed_k_[slot], shape.ld, scores, shape.ld,
-                                    rows, shape.ld, in_.width);
+      product_by_panels<A, Into::kAdd>(q_, wide_, transposed_k_[slot], wide_, scores, shape.ld,
+                                       rows, shape.wide, in_.width, shape.panel);
     }
     soften(shape, rows, scores, bits, largest_, sum_);
     product<A, false, Into::kSet>(scores, shape.ld, v_[slot], wide_v_, out_, wide_v_, rows, wide_v_,
@@ -173,6 +182,7 @@ class Worker {
   }
 
   const Problem<T, A>& in_;
+  const Plan& plan_;
   const QuadTable<A>& table_;
   const Results<T, A>& to_;
   std::int64_t wide_ = 0, wide_v_ = 0;
@@ -187,9 +197,9 @@ class Worker {
 template <class T, class A>
 void forward(const Problem<T, A>& in, const Results<T, A>& to) {
   const QuadTable<A> table(in);
-  const Plan cut = plan(in, in.graphs);
+  const Plan cut = plan(in, std::numeric_limits<std::int64_t>::max());
   for_each_block_with(
-      static_cast<std::int64_t>(cut.tasks.size()), [&] { return Worker<T, A>(in, table, to); },
+      static_cast<std::int64_t>(cut.tasks.size()), [&] { return Worker<T, A>(in, cut, table, to); },
       [&](std::int64_t at, Worker<T, A>& worker) { worker.run(cut.tasks[at]); });
 }
 

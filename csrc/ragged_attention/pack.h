@@ -1,6 +1,7 @@
 // Rows of tensors to and from the fp32 (fp64) matrices that the products read.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -79,17 +80,18 @@ inline void transpose_block(const float* from, std::int64_t ldf, float* to, std:
 }
 #endif
 
-// to[d][j] = from[j][d] for whole vectors each way: `from` has rows of padded(width), `to` of
-// padded(rows), with room for padded(width) of them. Rows past `rows` are read, and may hold
-// anything finite.
+// to[d][j] = from[j][d] for whole vectors each way: `from` has rows of padded(width), `to` is in
+// panels of `panel` columns, the last one what is left, each of padded(width) rows one after the
+// other. Rows past `rows` are read, and may hold anything finite.
 template <class A>
-void transpose(const A* from, std::int64_t rows, std::int64_t width, A* to) {
+void transpose(const A* from, std::int64_t rows, std::int64_t width, std::int64_t panel, A* to) {
   constexpr int kLanes = Lanes<A>::kCount;
-  const std::int64_t ldf = padded<A>(width), ldt = padded<A>(rows);
-  for (std::int64_t j = 0; j < ldt; j += kLanes) {
+  const std::int64_t ldf = padded<A>(width), end = padded<A>(rows);
+  for (std::int64_t j = 0; j < end; j += kLanes) {
+    const std::int64_t begin = j / panel * panel, ldt = std::min(panel, end - begin);
     for (std::int64_t d = 0; d < ldf; d += kLanes) {
       const A* block = from + j * ldf + d;
-      A* target = to + d * ldt + j;
+      A* target = to + begin * ldf + d * ldt + j - begin;
 #ifdef __AVX512F__
       if constexpr (std::is_same_v<A, float>) {
         transpose_block(block, ldf, target, ldt);

@@ -55,7 +55,7 @@ class QuadTable {
                const Shape<A>& shape, A* scores, std::int64_t head_stride) const {
     const A* values = values_.data() + quad * quad_size();
     for (std::int64_t i = 0; i < rows; ++i, pair += shape.nodes, scores += shape.ld) {
-      for (std::int64_t j = 0; j < shape.ld; j += kLanes) {
+      for (std::int64_t j = 0; j < shape.wide; j += kLanes) {
         alignas(64) A quads[kLanes * kQuad];
         std::int32_t place[kLanes];
         for (std::size_t m = 0; m < parts_.size(); ++m) {
@@ -243,7 +243,7 @@ void draw_keep_bits(const Problem<T, A>& in, std::int64_t graph, std::int64_t qu
     const std::int64_t query = in.ptr[graph] + first + i;
     const std::int64_t pair = in.pair_ptr[graph] + (first + i) * shape.nodes;
     const std::int64_t slot = in.pairs + query * in.slots - shape.nodes;
-    for (std::int64_t j = 0; j < shape.ld; j += simd::kLanes) {
+    for (std::int64_t j = 0; j < shape.wide; j += simd::kLanes) {
       alignas(64) std::uint32_t lows[simd::kLanes], highs[simd::kLanes];
       for (int l = 0; l < simd::kLanes; ++l) {
         const auto item = static_cast<std::uint64_t>((j + l < shape.nodes ? pair : slot) + j + l);
@@ -258,7 +258,7 @@ void draw_keep_bits(const Problem<T, A>& in, std::int64_t graph, std::int64_t qu
       for (int c = 0; c < kQuad; ++c) {
         const std::uint32_t kept = at_least(words[c], threshold);
         std::uint16_t* to = bits + (c * rows + i) * vectors + j / kLanes;
-        for (int part = 0; part < simd::kLanes / kLanes && j + part * kLanes < shape.ld; ++part) {
+        for (int part = 0; part < simd::kLanes / kLanes && j + part * kLanes < shape.wide; ++part) {
           to[part] = static_cast<std::uint16_t>(kept >> part * kLanes & ((1u << kLanes) - 1));
         }
       }

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "ragged_attention/lanes.h"
+#include "ragged_attention/product.h"
 
 namespace gtkern::ragged_attention {
 
@@ -43,34 +45,73 @@ struct Problem {
   std::int64_t size(std::int64_t graph) const { return ptr[graph + 1] - ptr[graph]; }
 };
 
-// What a graph's matrices measure. Queries are taken in blocks: as many as keep the scores of a
-// quad in the L1 or L2 cache.
+// What a graph's matrices measure. Queries are taken in blocks: as many as keep the scores of the
+// heads that are computed side by side in the L1 or L2 cache.
 template <class A>
 struct Shape {
-  Shape(std::int64_t n, std::int64_t slots) : nodes(n), keys(n + slots), ld(padded<A>(n + slots)) {
-    constexpr std::int64_t kScores = 4096, kFewest = 12;
-    const std::int64_t most = std::max(kFewest, kScores / std::max<std::int64_t>(ld, 1));
-    const std::int64_t count = (n + most - 1) / std::max<std::int64_t>(most, 1);
+  Shape(std::int64_t n, std::int64_t slots, int group)
+      : nodes(n), keys(n + slots), wide(padded<A>(n + slots)) {
+    constexpr std::int64_t kScores = 4096;
+    const std::int64_t fewest = group == 1 ? 24 : 12;
+    const std::int64_t vectors = wide / Lanes<A>::kCount;
+    const std::int64_t panels = std::max<std::int64_t>(1, (vectors + kTileColumns - 1) / kTileColumns);
+    panel = (vectors + panels - 1) / panels * Lanes<A>::kCount;
+    // rows an even number of vectors apart would crowd into few sets of the caches
+    ld = panels > 1 && vectors % 2 == 0 ? wide + Lanes<A>::kCount : wide;
+    const std::int64_t most = std::max(fewest, kScores / std::max<std::int64_t>(wide, 1));
+    const std::int64_t count = (n + most - 1) / most;
     block = count ? (n + count - 1) / count : 0;
   }
-  std::int64_t nodes, keys, ld;  // ld: keys in whole vectors
-  std::int64_t block;            // queries at a time
+  std::int64_t nodes, keys;
+  std::int64_t wide, ld;  // keys in whole vectors; from one row of scores to the next
+  std::int64_t panel;     // keys that a tile of scores has, but for the last
+  std::int64_t block;     // queries at a time
   bool whole() const { return block >= nodes; }
 };
 
-// Some heads of some consecutive graphs. `chunk` numbers the graphs' range: partial sums over the
-// batch are kept by chunk and added in the order of chunks.
+// A graph whose queries are taken in parts, because its heads alone are too few tasks. Sums over
+// its queries are kept by part and added in the order of parts.
+struct Split {
+  std::int64_t graph, parts;
+  std::int64_t first_row;  // of its sums: n rows for each part and head
+
+  // the first query of a part of n queries, n for those past the last
+  std::int64_t begin(std::int64_t part, std::int64_t n) const {
+    return n * std::min(part, parts) / parts;
+  }
+};
+
+// Some heads of some consecutive graphs, or of some parts of one. `chunk` numbers the range of
+// graphs or parts: partial sums over the batch are kept by chunk and added in the order of chunks.
 struct Task {
   std::int64_t chunk, graph_begin, graph_end, head_begin, head_end;
+  std::int64_t part_begin = 0, part_end = std::numeric_limits<std::int64_t>::max();
 };
 
 struct Plan {
   std::vector<Task> tasks;
-  std::int64_t chunks = 0;
+  std::vector<Split> splits;
+  std::int64_t chunks = 0, split_rows = 0;
+
+  // that of a graph; null where it is not split
+  const Split* split_of(std::int64_t graph) const {
+    const auto at =
+        std::lower_bound(splits.begin(), splits.end(), graph,
+                         [](const Split& split, std::int64_t g) { return split.graph < g; });
+    return at != splits.end() && at->graph == graph ? &*at : nullptr;
+  }
 };
 
-// Cuts a batch into tasks of about equal work, the largest first. Depends on the batch alone, never
-// on the number of threads.
+// The parts of a graph's queries: by its own size alone, so that its sums are the same in any
+// batch.
+inline std::int64_t query_parts(std::int64_t nodes, std::int64_t groups) {
+  constexpr std::int64_t kTasks = 16, kFewestQueries = 256;
+  return std::clamp<std::int64_t>((kTasks + groups - 1) / groups, 1,
+                                  std::max<std::int64_t>(1, nodes / kFewestQueries));
+}
+
+// Cuts a batch into tasks of about equal work, the largest first, in at most `most_chunks` chunks.
+// Depends on the batch alone, never on the number of threads.
 template <class T, class A>
 Plan plan(const Problem<T, A>& in, std::int64_t most_chunks) {
   constexpr std::int64_t kChunks = 96, kLeastWork = 1 << 18;
@@ -80,28 +121,48 @@ Plan plan(const Problem<T, A>& in, std::int64_t most_chunks) {
   };
   std::int64_t total = 0;
   for (std::int64_t g = 0; g < in.graphs; ++g) total += work(g);
-  const std::int64_t target =
-      std::max({total / std::min(kChunks, most_chunks) + 1, total / most_chunks + 1, kLeastWork});
+  const std::int64_t target = std::max(total / kChunks + 1, kLeastWork);
+  const std::int64_t chunk_target = std::max(total / most_chunks + 1, target);
+  const std::int64_t groups = (in.heads + in.group() - 1) / in.group();
   Plan made;
   std::vector<std::int64_t> order, cost;
   std::vector<Task> tasks;
-  for (std::int64_t g = 0; g < in.graphs;) {
-    const std::int64_t begin = g;
-    std::int64_t sum = 0;
-    do {
-      sum += work(g++);
-    } while (g < in.graphs && (sum + work(g) <= target || made.chunks + 1 == most_chunks));
-    const std::int64_t parts =
-        std::clamp<std::int64_t>(sum / target, 1, (in.heads + in.group() - 1) / in.group());
-    for (std::int64_t part = 0, head = 0; part < parts; ++part) {
-      const std::int64_t groups = (in.heads + in.group() - 1) / in.group();
-      const std::int64_t end =
+  for (std::int64_t g = 0; g < in.graphs; ++g) {
+    const std::int64_t parts = query_parts(in.size(g), groups);
+    if (parts == 1) continue;
+    made.splits.push_back({g, parts, made.split_rows});
+    made.split_rows += parts * in.heads * in.size(g);
+  }
+  // the heads of `task`, cut by its work
+  const auto share_out = [&](Task task, std::int64_t sum) {
+    const std::int64_t parts = std::clamp<std::int64_t>(sum / target, 1, groups);
+    for (std::int64_t part = 0; part < parts; ++part) {
+      task.head_begin = part ? task.head_end : 0;
+      task.head_end =
           std::min(in.heads, groups * (part + 1) / parts * static_cast<std::int64_t>(in.group()));
-      tasks.push_back({made.chunks, begin, g, head, end});
+      tasks.push_back(task);
       cost.push_back(sum / parts);
-      head = end;
     }
-    ++made.chunks;
+  };
+  for (std::int64_t g = 0; g < in.graphs;) {
+    const std::int64_t begin = g++;
+    // the last chunk takes all that is left
+    const bool last = made.chunks + 1 == most_chunks;
+    if (const Split* split = made.split_of(begin); split && !last) {
+      const std::int64_t free = most_chunks - made.chunks - (g < in.graphs ? 1 : 0);
+      const std::int64_t shares = std::clamp<std::int64_t>(free, 1, split->parts);
+      for (std::int64_t share = 0; share < shares; ++share) {
+        share_out({made.chunks++, begin, g, 0, 0, split->parts * share / shares,
+                   split->parts * (share + 1) / shares},
+                  work(begin) / shares);
+      }
+      continue;
+    }
+    std::int64_t sum = work(begin);
+    while (g < in.graphs && (last || (sum + work(g) <= chunk_target && !made.split_of(g)))) {
+      sum += work(g++);
+    }
+    share_out({made.chunks++, begin, g, 0, 0}, sum);
   }
   order.resize(tasks.size());
   std::iota(order.begin(), order.end(), 0);

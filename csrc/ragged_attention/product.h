@@ -102,4 +102,17 @@ void product(const A* a, std::int64_t lda, const A* b, std::int64_t ldb, A* c, s
   }
 }
 
+// C[rows][columns] (+)= A[rows][depth] B[depth][columns] as `product`, with B in panels of
+// `panel` columns, the last one what is left: each has its `deep` >= depth rows one after the
+// other, and stays in the L1 cache for all rows of A.
+template <class A, Into kInto>
+void product_by_panels(const A* a, std::int64_t lda, const A* b, std::int64_t deep, A* c,
+                       std::int64_t ldc, std::int64_t rows, std::int64_t columns,
+                       std::int64_t depth, std::int64_t panel) {
+  for (std::int64_t at = 0; at < columns; at += panel) {
+    const std::int64_t width = std::min(panel, columns - at);
+    product<A, false, kInto>(a, lda, b + at * deep, width, c + at, ldc, rows, width, depth);
+  }
+}
+
 }  // namespace gtkern::ragged_attention

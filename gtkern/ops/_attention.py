@@ -133,7 +133,7 @@ def numbers(
         width**-0.5 if scale is None else _check.number("scale", scale, -_LARGEST, _LARGEST),
         math.inf if clamp is None else _check.number("clamp", clamp, 0, math.inf, open_low=True),
         _check.number("temperature", temperature, 0, math.inf, open_low=True),
-        _check.number("dropout", dropout, 0, 1 - 2.0**-32),
+        _check.dropout(dropout),
         NORMALIZATION_EPS[normalization],
     )
 

@@ -83,7 +83,7 @@ def ragged_attention(
     factor = (
         q.size(2) ** -0.5 if scale is None else _check.number("scale", scale, -largest, largest)
     )
-    dropout = _check.number("dropout", dropout, 0, 1 - 2.0**-32)
+    dropout = _check.dropout(dropout)
     chosen = _backends.resolve("ragged_attention", backend, BACKENDS, q.device, q.dtype)
     seed_tensor = _check.seed("seed", seed) if dropout > 0 else None
 
