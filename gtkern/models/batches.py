@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gtkern.ragged import Ragged
 
-__all__ = ["at_least", "encoding", "graphs_of", "head_width", "one_of", "share"]
+__all__ = ["above_zero", "at_least", "encoding", "graphs_of", "head_width", "one_of", "share"]
 
 
 def graphs_of(data: Any) -> Ragged:
@@ -74,6 +74,12 @@ def at_least(name: str, value: int, low: int) -> None:
     """Raise ValueError if `value` is below `low`."""
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is above 0 and finite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:

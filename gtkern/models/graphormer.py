@@ -46,6 +46,10 @@ class GraphormerSettings:
         norm_input: a LayerNorm before the first layer.
         activation: "gelu" or "relu".
         dropout, attention_dropout, activation_dropout: see gtkern.nn.TransformerLayer.
+        initial_std: standard deviation of the weights before training. The released code's 0.02 is
+            for wide networks that are trained long; width ** -0.5 lets small ones learn soon.
+        initial_bias_std: the same of the biases of distance and path. With 1 every head looks at
+            distances of its own from the start.
     """
 
     width: int = 80
@@ -62,6 +66,8 @@ class GraphormerSettings:
     dropout: float = 0.0
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
+    initial_std: float = 0.02
+    initial_bias_std: float = 0.02
 
     def __post_init__(self) -> None:
         batches.head_width(self.width, self.heads)
@@ -79,6 +85,8 @@ class GraphormerSettings:
         batches.one_of("activation", self.activation, ("gelu", "relu"))
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             batches.share(name, getattr(self, name))
+        for name in ("initial_std", "initial_bias_std"):
+            batches.above_zero(name, getattr(self, name))
 
     @classmethod
     def base(cls) -> GraphormerSettings:
@@ -103,6 +111,7 @@ class PathBias(nn.Module):
         path_length: K.
         edge_features: the number of values of each column of the edges' features; None: edges have
             none, and the bias is that of the distance alone.
+        initial_std: standard deviation of the parameters before training.
 
     Reference: Ying et al. 2021 (Graphormer), eq. 6 and 7, with the heads mixed by hop_k [H, H] as
         in the released code.
@@ -116,6 +125,7 @@ class PathBias(nn.Module):
         max_distance: int,
         path_length: int,
         edge_features: Sequence[int] | None,
+        initial_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.heads, self.max_distance = heads, max_distance
@@ -134,7 +144,7 @@ class PathBias(nn.Module):
                 "edge_row", graphormer_encoding.rows_of_codes(edge_features), persistent=False
             )
         for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=initial_std)
 
     def forward(self, data: Any, ragged: Ragged) -> list[tuple[PairIndex, Tensor]]:
         """The bias of a batch, for ragged_attention.
@@ -234,7 +244,13 @@ class Graphormer(nn.Module):
         self.in_degree = nn.Embedding(settings.max_degree + 1, width)
         self.out_degree = nn.Embedding(settings.max_degree + 1, width)
         self.token = nn.Parameter(torch.empty(1, width))
-        self.bias = PathBias(settings.heads, settings.max_distance, settings.path_length, columns)
+        self.bias = PathBias(
+            settings.heads,
+            settings.max_distance,
+            settings.path_length,
+            columns,
+            settings.initial_bias_std,
+        )
         self.input_norm = nn.LayerNorm(width) if settings.norm_input else None
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -253,8 +269,8 @@ class Graphormer(nn.Module):
         self.transform = nn.Linear(width, width)
         self.transform_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_tasks)
-        initialize_as_bert(self)  # as the released code
-        nn.init.normal_(self.token, std=0.02)
+        initialize_as_bert(self, settings.initial_std)  # as the released code
+        nn.init.normal_(self.token, std=settings.initial_std)
 
     @staticmethod
     def encodings(settings: GraphormerSettings) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ class LiGhTSettings:
         descriptor_features: the same of its descriptors.
         dropout: of what residuals add, and in the head.
         attention_dropout: of the attention weights.
+        initial_std: standard deviation of the weights before training. The released code's 0.02 is
+            for wide networks that are pretrained long; width ** -0.5 lets small ones learn soon.
     """
 
     width: int = 768
@@ -52,6 +54,7 @@ class LiGhTSettings:
     descriptor_features: int = 0
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    initial_std: float = 0.02
 
     def __post_init__(self) -> None:
         batches.head_width(self.width, self.heads)
@@ -66,6 +69,7 @@ class LiGhTSettings:
             batches.at_least(name, getattr(self, name), low)
         batches.share("dropout", self.dropout)
         batches.share("attention_dropout", self.attention_dropout)
+        batches.above_zero("initial_std", self.initial_std)
 
     @property
     def virtual(self) -> dict[str, int]:
@@ -264,9 +268,9 @@ class LiGhT(nn.Module):
             nn.GELU(),
             nn.Linear(settings.head_width, num_tasks),
         )
-        initialize_as_bert(self)  # as the released code
-        nn.init.normal_(self.triplets.virtual_atom, std=0.02)
-        nn.init.normal_(self.triplets.virtual_bond, std=0.02)
+        initialize_as_bert(self, settings.initial_std)  # as the released code
+        nn.init.normal_(self.triplets.virtual_atom, std=settings.initial_std)
+        nn.init.normal_(self.triplets.virtual_bond, std=settings.initial_std)
 
     @staticmethod
     def encodings(settings: LiGhTSettings) -> tuple[str, ...]:

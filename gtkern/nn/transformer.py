@@ -114,15 +114,20 @@ class TransformerLayer(nn.Module):
         return f"norm={self.norm}, activation={self.activation}, dropout={self.dropout}"
 
 
-def initialize_as_bert(network: nn.Module) -> None:
-    """Draw the weights of projections and embeddings from N(0, 0.02²) and set offsets to 0.
+def initialize_as_bert(network: nn.Module, std: float = 0.02) -> None:
+    """Draw the weights of projections and embeddings from N(0, std²) and set offsets to 0.
+
+    Args:
+        network: of Linear, Embedding and RaggedMultiheadAttention; other parameters stay.
+        std: BERT's 0.02 suits a width of about 1 / std²; much narrower networks hardly hear their
+            own layers with it.
 
     Reference: Devlin et al. 2019 (BERT), whose released code does so.
     """
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, RaggedMultiheadAttention):
-            nn.init.normal_(module.in_proj_weight, std=0.02)
+            nn.init.normal_(module.in_proj_weight, std=std)
