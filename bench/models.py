@@ -2,12 +2,15 @@
 
 python -m bench.models [--size slim|base] [--graphs 128] [--sizes molhiv] [--dropout]
                        [--dataset NAME --data-root FOLDER] [--device cpu] [--backend auto]
+                       [--out CSV]
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
+import pathlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +25,9 @@ from torch_geometric.data import Data
 
 from bench.graphs import SIZES, BatchSpec
 from bench.harness import Clock, peak_memory, race
+from bench.limits import Limits
 from bench.padded_graphormer import PaddedGraphormer, padded
+from bench.run import Record, conditions, save
 from gtkern import ops
 from gtkern.data import PackedGraphs
 from gtkern.models import Graphormer, GraphormerSettings, load_checkpoint
@@ -31,6 +36,8 @@ __all__ = ["main", "molecules"]
 
 NODE, EDGE = (119, 5, 12, 12, 10, 6, 6, 2, 2), (5, 6, 2)
 """Values of each feature of OGB's atoms and bonds."""
+GOAL = 3.0
+"""Times as fast as the padded network."""
 
 
 def molecules(sizes: Sequence[int], seed: int = 0) -> PackedGraphs:
@@ -85,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dropout", action="store_true", help="as the settings have it, else none")
+    parser.add_argument("--out", type=pathlib.Path, metavar="CSV", help="add the rows to this file")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds for each side")
     options = parser.parse_args(arguments)
 
@@ -145,6 +153,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{sample.ratio_to(samples[0]):.2f}",
             f"{peak / 2**20:.1f}",
             f"{peak / peaks[0]:.2f}",
+        )
+    if options.out:
+        shared = conditions(device, Limits(device))
+        case = f"{options.size}-{options.dataset or options.sizes}-{len(packed)}"
+        save(
+            options.out,
+            [
+                Record(
+                    "graphormer",
+                    case + ("-dropout" if options.dropout else ""),
+                    f"{len(packed)} graphs of {mean:.1f} nodes, {int(nodes.max())} at most",
+                    "fwd+bwd",
+                    "float32",
+                    "padded" if other_side else f"gtkern-{options.backend}",
+                    ms=sample.median * 1e3,
+                    iqr_ms=sample.spread * 1e3,
+                    turns=len(sample.turns),
+                    peak_mib=peak / 2**20,
+                    ratio=samples[1].ratio_to(samples[0]),
+                    goal=math.nan if other_side else GOAL,
+                    note="a step of training, the optimizer's included",
+                    **shared,
+                )
+                for other_side, (sample, peak) in enumerate(zip(samples, peaks, strict=True))
+            ],
         )
     Console(width=None if sys.stdout.isatty() else 120).print(view)
     print(f"outputs without dropout differ by {apart:.1e} of the largest")

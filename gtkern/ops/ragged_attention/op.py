@@ -327,16 +327,20 @@ _DIFFERENTIABLE = (0, 1, 2, 7, 9, 10)
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k, prefix_v, *rest = inputs
-    ctx.save_for_backward(*output, q, k, v, ptr, pair_ptr, table, prefix_k, prefix_v, *index)
-    ctx.max_nodes, ctx.first_row = max_nodes, first_row
+    out, lse = output
     *ctx.options, ctx.backend = rest
+    if ctx.backend == "cpu":
+        # its backward reads no output; kept, it would outlive the layer that takes it
+        out = out.new_empty(0)
+    ctx.save_for_backward(out, lse, q, k, v, ptr, pair_ptr, table, prefix_k, prefix_v, *index)
+    ctx.max_nodes, ctx.first_row = max_nodes, first_row
 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     out, lse, q, k, v, ptr, pair_ptr, table, prefix_k, prefix_v, *index = ctx.saved_tensors
     needs = [bool(ctx.needs_input_grad[at]) for at in _DIFFERENTIABLE]
     gradients = torch.ops.gtkern.ragged_attention_bwd(
-        torch.zeros_like(out) if grad_out is None else grad_out,
+        torch.zeros_like(v) if grad_out is None else grad_out,
         q,
         k,
         v,
