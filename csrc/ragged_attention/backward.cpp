@@ -192,8 +192,7 @@ class Worker {
           load_keys_and_values(graph, shape, head + c, 0);
         }
         block(in_.ptr[graph] + at, rows, shape, head + c, slot, at == begin,
-              scores_ + c * head_stride,
-              grad_scores_ + c * head_stride,
+              scores_ + c * head_stride, grad_scores_ + c * head_stride,
               bits_.empty() ? nullptr : bits_.data() + c * head_stride / Lanes<A>::kCount);
         if (shape.whole()) store_keys_and_values(graph, shape, head + c, 0, sums);
       }
@@ -360,8 +359,8 @@ void backward(const Problem<T, A>& in, const Backward<T, A>& grad) {
   const std::int64_t rows = cut.chunks * in.heads * in.slots;
   if (grad.prefix_k) partial.prefix_k = arena.take(rows * padded<A>(in.width));
   if (grad.prefix_v) partial.prefix_v = arena.take(rows * padded<A>(in.value_width));
-  Arena<A> by_part(cut.split_rows * ((grad.k ? padded<A>(in.width) : 0) +
-                                     (grad.v ? padded<A>(in.value_width) : 0)));
+  Arena<A> by_part(cut.split_rows *
+                   ((grad.k ? padded<A>(in.width) : 0) + (grad.v ? padded<A>(in.value_width) : 0)));
   if (grad.k) partial.k = by_part.take(cut.split_rows * padded<A>(in.width));
   if (grad.v) partial.v = by_part.take(cut.split_rows * padded<A>(in.value_width));
 

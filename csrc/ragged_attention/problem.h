@@ -54,7 +54,8 @@ struct Shape {
     constexpr std::int64_t kScores = 4096;
     const std::int64_t fewest = group == 1 ? 24 : 12;
     const std::int64_t vectors = wide / Lanes<A>::kCount;
-    const std::int64_t panels = std::max<std::int64_t>(1, (vectors + kTileColumns - 1) / kTileColumns);
+    const std::int64_t panels =
+        std::max<std::int64_t>(1, (vectors + kTileColumns - 1) / kTileColumns);
     panel = (vectors + panels - 1) / panels * Lanes<A>::kCount;
     // rows an even number of vectors apart would crowd into few sets of the caches
     ld = panels > 1 && vectors % 2 == 0 ? wide + Lanes<A>::kCount : wide;

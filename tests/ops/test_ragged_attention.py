@@ -285,7 +285,7 @@ BAD = (
              change(prefix_k=torch.ones(2, 2, 3).half(), prefix_v=torch.ones(2, 2, 3)),
              TypeError, r"^prefix_k must have the dtype of q \(torch.float32\), got torch.float16"),
     BadInput("scale_infinite", change(scale=math.inf), ValueError, r"^scale must be in \["),
-    BadInput("dropout_one", change(dropout=1.0), ValueError, r"^dropout must be in \[0, 1\), got 1"),
+    BadInput("dropout_one", change(dropout=1.0), ValueError, r"^dropout must be in \[0, 1\)"),
     BadInput("seed_float", change(dropout=0.5, seed=1.5), TypeError,
              r"^seed must be an integer, got float"),
     BadInput("backend_unknown", change(backend="numpy"), ValueError,
@@ -424,12 +424,13 @@ def test_where_kernels_cut_their_work_in_another_way(
 
 LONG = {
     "among_short_ones": functools.partial(
-        make, (5, 520, 0, 600), heads=3, bias=(BYTE,), masked=0.1, prefix=2,
-                             dropout=0.1, seed=3),
+        make, (5, 520, 0, 600), heads=3, bias=(BYTE,), masked=0.1, prefix=2, dropout=0.1, seed=3
+    ),
     "without_pairs_of_heads": functools.partial(make, (520,), heads=1, width=16),
-    "in_the_last_of_few_chunks": functools.partial(make, (520, 40, 530, 7), heads=33, width=1,
-                                      bias=(("int16", 32_767),)),
-}  # fmt: skip
+    "in_the_last_of_few_chunks": functools.partial(
+        make, (520, 40, 530, 7), heads=33, width=1, bias=(("int16", 32_767),)
+    ),
+}
 """Batches with graphs that the CPU kernels cut by queries."""
 
 
@@ -465,22 +466,6 @@ def test_long_graphs_are_the_same_alone_and_at_any_number_of_threads() -> None:
         assert_bit_equal(gradients(batch, rows), found)
     finally:
         torch.set_num_threads(threads)
-
-
-@everywhere
-def test_any_batch_with_any_options(backend: str, device: torch.device) -> None:
-    if backend == "reference":
-        pytest.skip("the reference in float64 is the yardstick")
-
-    @hypothesis.settings(max_examples=60 if fast(backend, device) else 6)
-    @hypothesis.given(call=calls())
-    def proof(call: Call) -> None:
-        call.others["seed"] = 17
-        expected = oracle(ROOM, call, torch.float32)
-        found = run(ROOM, call.cast(torch.float32, device), backend)
-        assert_all_within_budget(found, expected, torch.float32)
-
-    proof()
 
 
 @everywhere(ROOM)

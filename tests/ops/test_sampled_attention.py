@@ -313,7 +313,7 @@ BAD = (
              r"^edge_query must have shape \[N_dst, H, De\] = \[4, 2, 2\], got \[4, 2, 3\]"),
     BadInput("temperature_zero", change(temperature=0), ValueError,
              r"^temperature must be in \(0, inf\], got 0"),
-    BadInput("dropout_one", change(dropout=1.0), ValueError, r"^dropout must be in \[0, 1\), got 1"),
+    BadInput("dropout_one", change(dropout=1.0), ValueError, r"^dropout must be in \[0, 1\)"),
     BadInput("normalization_unknown", change(normalization="sigmoid"), ValueError,
              r"^normalization must be 'softmax' or 'exphormer', got 'sigmoid'"),
     BadInput("compat_unknown", change(compat="pyg"), ValueError,
