@@ -225,6 +225,15 @@ def test_too_many_combinations_of_edge_features_are_named() -> None:
         Graphormer.encode(packed, settings)
 
 
+def test_initial_weights_have_the_deviations_of_the_settings() -> None:
+    settings = GraphormerSettings(layers=1, initial_std=0.3, initial_bias_std=2.0)
+    model = Graphormer(NODE, 2, settings, edge_features=EDGE)
+    layer = model.layers[0]
+    for weight in (layer.attention.in_proj_weight, layer.widen.weight, model.in_degree.weight):
+        assert float(weight.std()) == pytest.approx(0.3, rel=0.1)
+    assert float(model.bias.distance.std()) == pytest.approx(2.0, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -237,6 +246,8 @@ def test_too_many_combinations_of_edge_features_are_named() -> None:
         ("norm", "layer", "norm must be one of post, pre, got 'layer'"),
         ("activation", "silu", "activation must be one of gelu, relu, got 'silu'"),
         ("activation_dropout", 1.0, r"activation_dropout must be in \[0, 1\), got 1.0"),
+        ("initial_std", 0.0, "initial_std must be above 0 and finite, got 0.0"),
+        ("initial_bias_std", -1.0, "initial_bias_std must be above 0 and finite, got -1.0"),
     ],
 )
 def test_bad_settings_are_named(name: str, value: object, message: str) -> None:

@@ -227,6 +227,7 @@ def test_encodings_of_other_settings_are_named() -> None:
         ("path_width", 0, "path_width must be at least 1, got 0"),
         ("fingerprint_features", -1, "fingerprint_features must be at least 0, got -1"),
         ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
+        ("initial_std", -0.1, "initial_std must be above 0 and finite, got -0.1"),
     ],
 )
 def test_bad_settings_are_named(name: str, value: object, message: str) -> None:

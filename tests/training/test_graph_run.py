@@ -209,9 +209,10 @@ def test_every_model_has_settings_for_the_generated_set(model: str) -> None:
     assert f"{model}/synthetic.yaml" in {f"{path.parent.name}/{path.name}" for path in CONFIGS}
 
 
-def test_the_default_run_learns_the_generated_set(tmp_path: pathlib.Path) -> None:
-    path = next(path for path in CONFIGS if path.match("graphgps/synthetic.yaml"))
-    chosen = settings_of.read(settings_class("graphgps"), settings_of.load(path))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_learns_the_generated_set(tmp_path: pathlib.Path, model: str) -> None:
+    path = next(path for path in CONFIGS if path.match(f"{model}/synthetic.yaml"))
+    chosen = settings_of.read(settings_class(model), settings_of.load(path))
     data = load_graphs("synthetic")
     run = GraphRun(chosen, data, RunFolder(tmp_path), console=Console(quiet=True))
     assert run.run().test["accuracy"] > 0.9
