@@ -146,7 +146,17 @@ def numbers(option: str, text: str) -> list[float]:
 
 def _published_config(method: str, dataset: str) -> pathlib.Path:
     folder = pathlib.Path(__file__).parents[1] / "configs" / method
-    check_known("data set", dataset, sorted(path.stem for path in folder.glob("*.yaml")))
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if dataset not in known:
+        from gtkern.data import GRAPH_SETS
+        from gtkern.training.errors import UserError
+
+        if "synthetic" in known and dataset in GRAPH_SETS:
+            raise UserError(
+                f"there are no settings of {method} for {dataset!r}: take --config FILE with "
+                f"--dataset {dataset}; those with settings are {', '.join(known)}"
+            )
+    check_known("data set", dataset, known)
     return folder / f"{dataset}.yaml"
 
 
