@@ -428,7 +428,7 @@ LONG = {
     ),
     "without_pairs_of_heads": functools.partial(make, (520,), heads=1, width=16),
     "in_the_last_of_few_chunks": functools.partial(
-        make, (520, 40, 530, 7), heads=33, width=1, bias=(("int16", 32_767),)
+        make, (513, 20, 514, 7), heads=33, bias=(("int16", 32_767),)
     ),
 }
 """Batches with graphs that the CPU kernels cut by queries."""
