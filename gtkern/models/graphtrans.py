@@ -132,7 +132,7 @@ class MessagePassingStack(nn.Module):
             graph = ragged.batch()
         first = x
         for depth, norm in enumerate(self.norms):
-            if virtual is not None:
+            if virtual is not None and graph is not None:
                 x = x + virtual.index_select(0, graph)
             first = x if depth == 0 else first
             if self.edge_encoders is not None:
