@@ -17,6 +17,8 @@ from gtkern.ops.ragged_attention import op, ragged_attention
 __all__ = ["ROOM"]
 
 GOAL = {"fwd+bwd": 3.0}
+LONG = {"fwd": 1.0, "fwd+bwd": 1.0}
+"""Of one long graph, which pads nothing."""
 GPS = {"H": 4, "D": 16}
 TRANS = {"H": 8, "D": 32}
 GRAPHORMER = {"H": 32, "D": 24, "B": 40}
@@ -35,7 +37,9 @@ CASES = (
          quick=0.1),
     Case("molhiv-bias", BatchSpec("molhiv"), GRAPHORMER, goals=GOAL, quick=0.1),
     Case("pattern", BatchSpec("patterns", 32), GPS, quick=0.1),
-    Case("one-of-2048", BatchSpec("2048", 1), TRANS, quick=0.05),
+    Case("one-of-512", BatchSpec("512", 1), GPS, goals=LONG, quick=0.05),
+    Case("one-of-1024", BatchSpec("1024", 1), {"H": 8, "D": 64}, goals=LONG, quick=0.05),
+    Case("one-of-2048", BatchSpec("2048", 1), TRANS, goals=LONG, quick=0.05),
 )  # fmt: skip
 
 
