@@ -7,7 +7,7 @@ from gtkern.nn.attention import (
     SampledAttention,
 )
 from gtkern.nn.block import TransformerBlock, make_norm
-from gtkern.nn.dropout import dropout
+from gtkern.nn.dropout import dropout, dropout_add, relu_dropout
 from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 from gtkern.nn.packing import WithTokens, pool, with_tokens
@@ -31,10 +31,12 @@ __all__ = [
     "WithTokens",
     "distinct_rows",
     "dropout",
+    "dropout_add",
     "initialize_as_bert",
     "make_norm",
     "pair_biases",
     "pool",
+    "relu_dropout",
     "synchronize_norms",
     "with_tokens",
 ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from gtkern.nn.dropout import dropout
+from gtkern.nn.dropout import dropout_add, relu_dropout
 from gtkern.nn.norm import BatchNorm, GraphNorm
 
 __all__ = ["TransformerBlock", "make_norm"]
@@ -63,15 +62,15 @@ class TransformerBlock(nn.Module):
         The destinations are the first N_dst rows of x. `beside` [N_dst, C] is added before the
         feed-forward part.
         """
-        x = self.attention_norm(x[: attended.size(0)] + self._drop(attended))
+        x = self.attention_norm(self._drop_and_add(attended, x[: attended.size(0)]))
         if beside is not None:
             x = x + beside
-        hidden = self._drop(functional.relu(self.widen(x)))
-        out: Tensor = self.output_norm(x + self._drop(self.narrow(hidden)))
+        hidden = relu_dropout(self.widen(x), self.dropout, self.training)
+        out: Tensor = self.output_norm(self._drop_and_add(self.narrow(hidden), x))
         return out
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout, self.training)
+    def _drop_and_add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return dropout_add(x, residual, self.dropout, self.training)
 
     def extra_repr(self) -> str:
         """The sizes."""
