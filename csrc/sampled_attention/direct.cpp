@@ -388,17 +388,12 @@ class Direct {
       keep_weights(n, work, p, kept + places_.width * slots_);
     }
     if (bias || grad.bias_edge) write_bias(row, n, work, ds, bias, grad.bias_edge);
-    if (table) add_to_table(row, n, work, ds, table);
-    if (!grad_q) return;
-    const auto key = [&](int e) { return work.key[e * parts_]; };
-    const auto weight = [&](int e) { return ds + e * slots_; };
-    const F16 factor = simd::splat(factor_);
     if (in_.key_table) {
-      weighted_sum<true, T>(
-          key_, slots_, key, [&](int e) { return work.table[e * parts_]; }, weight, n, nullptr,
-          factor, grad_q);
-    } else {
-      weighted_sum<false, T>(key_, slots_, key, no_table, weight, n, nullptr, factor, grad_q);
+      sum_by_type(row, n, work, ds, grad_q, table);
+    } else if (grad_q) {
+      weighted_sum<false, T>(
+          key_, slots_, [&](int e) { return work.key[e * parts_]; }, no_table,
+          [&](int e) { return ds + e * slots_; }, n, nullptr, simd::splat(factor_), grad_q);
     }
   }
 
@@ -428,22 +423,35 @@ class Direct {
     }
   }
 
-  // table[type of e] += factor * ds_e * q * k_e. Rows of the table are padded to full vectors: a
-  // masked store would hold up the load that follows it.
-  void add_to_table(std::int64_t row, int n, Workspace<T>& work, const float* ds,
-                    float* table) const {
+  // With u_t = factor * sum of ds_e k_e over the row's edges of type t, grad_q = sum_t table_t u_t,
+  // and the gradient of table_t grows by q u_t. A run of edges of one type is summed in registers;
+  // rows that sample_neighbors wrote have one run for each type. Rows of `table` are padded to full
+  // vectors: a masked store would hold up the load that follows it.
+  void sum_by_type(std::int64_t row, int n, Workspace<T>& work, const float* ds, T* grad_q,
+                   float* table) const {
+    if (!grad_q && !table) return;
     const float* q = widened(in_.q + row * key_.size, key_.size, work.own);
     for (int at = 0; at < key_.size; at += simd::kLanes) {
       const Mask16 mask = lanes_left(key_.size, at);
       const __m512i head = _mm512_loadu_si512(key_.head.data() + at);
-      const F16 query = simd::mul(load(q + at, mask), simd::splat(factor_));
-      for (int e = 0; e < n; ++e) {
-        float* to =
-            table + kind(row * places_.width + work.place[e]) * std::int64_t{key_.padded()} + at;
-        const F16 weight = _mm512_permutexvar_ps(head, repeat(ds + e * slots_, slots_));
-        const F16 along = simd::mul(weight, load(work.key[e * parts_] + at, mask));
-        simd::store(to, simd::fma(along, query, simd::load(to)));
+      const F16 query = load(q + at, mask), factor = simd::splat(factor_);
+      F16 total = simd::zero();
+      for (int e = 0; e < n;) {
+        const float* scale = work.table[e * parts_];
+        const std::int64_t type = kind(row * places_.width + work.place[e]);
+        F16 sum = simd::zero();
+        do {
+          const F16 weight = _mm512_permutexvar_ps(head, repeat(ds + e * slots_, slots_));
+          sum = simd::fma(weight, load(work.key[e * parts_] + at, mask), sum);
+        } while (++e < n && work.table[e * parts_] == scale);
+        sum = simd::mul(sum, factor);
+        total = simd::fma(sum, load(scale + at, mask), total);
+        if (table) {
+          float* to = table + type * key_.padded() + at;
+          simd::store(to, simd::fma(sum, query, simd::load(to)));
+        }
       }
+      if (grad_q) store(grad_q + at, mask, total);
     }
   }
 
