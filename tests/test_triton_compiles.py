@@ -44,22 +44,33 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
     assert compiled == {
+        "degree_kernel",
         "delta_kernel",
         "destination_kernel",
+        "dot_kernel",
         "draw_kernel",
         "forward_kernel",
+        "gate_kernel",
+        "gather_kernel",
+        "kept_edges_kernel",
         "key_kernel",
+        "keys_kernel",
         "merge_forward_kernel",
         "merge_sum_kernel",
         "normalize_kernel",
+        "pairs_kernel",
         "product_kernel",
         "pull_back_kernel",
         "query_kernel",
         "race_kernel",
+        "scatter_kernel",
         "score_delta_kernel",
+        "select_kernel",
         "source_kernel",
         "table_kernel",
         "weight_kernel",
+        "write_edges_kernel",
+        "write_row_kernel",
     }
 
 
@@ -101,6 +112,7 @@ def compile_all(architecture: int) -> None:
 
     JITFunction.run = compile_only
     sample_neighbors(10, types=3)
+    drop_tokens(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
     if architecture == ARCHITECTURES[0]:
         sample_neighbors(64, types=0, uniform=True)
     else:
@@ -253,6 +265,38 @@ def sample_neighbors(count: int, types: int, uniform: bool = False, method: str 
     graph = Graph.from_edge_index(edges, 64, edge_type=kinds)
     weight = None if uniform else torch.rand(1, 512)
     backend.forward(graph.csr, weight, None, [count], 2**40, 3, method, False)
+
+
+def drop_tokens(dtype: torch.dtype) -> None:
+    """Every launch of token dropping; kernels of edges directly, for they need real counts."""
+    from gtkern.ops.token_dropping import triton as backend
+    from gtkern.ops.token_dropping import triton_kernels as kernels
+
+    ragged, kept = (Ragged.from_ptr(torch.arange(5) * size) for size in (40, 20))
+    nodes, count, width = ragged.num_nodes, kept.num_nodes, 64
+    score, gate = torch.zeros(nodes, dtype=dtype), torch.ones(count, dtype=dtype)
+    always = torch.zeros(nodes, dtype=torch.bool)
+    index, position = torch.arange(count), torch.zeros(nodes, dtype=torch.int32)
+    backend.select(score, ragged.ptr, kept.ptr, count, always, 2**40)
+    backend.gate_backward(gate, score, ragged.ptr, position, always, 0.5, 2**40)
+    x, rows = torch.zeros(nodes, width, dtype=dtype), torch.zeros(count, width, dtype=dtype)
+    backend.gather(x, gate, index, position)
+    backend.gather_backward(rows, x, gate, index, position, True, True)
+    backend.scatter(rows, x, index, position)
+    entry = torch.zeros(ragged.num_pairs, dtype=torch.uint8)
+    backend.gather_pairs(
+        entry, ragged.ptr, ragged.pair_ptr, index, kept.ptr, kept.pair_ptr, kept.num_pairs
+    )
+    ends, number = torch.zeros(2, 512, dtype=torch.int64), torch.zeros(512, dtype=torch.int64)
+    flags, kinds = torch.zeros(512, dtype=torch.int8), torch.zeros(512, dtype=torch.uint8)
+    kernels.kept_edges_kernel[1,](*ends, position, flags, 512, BLOCK=1024)
+    kernels.write_edges_kernel[1,](*ends, position, flags, number, *ends, number, 512, BLOCK=1024)
+    col = torch.zeros(512, dtype=torch.int32)
+    structure = (index, position, number)
+    kernels.degree_kernel[count,](ragged.ptr, col, *structure, BLOCK=128)
+    kernels.write_row_kernel[count,](
+        ragged.ptr, col, number, kinds, *structure, col, number, kinds, BLOCK=128
+    )
 
 
 if __name__ == "__main__":

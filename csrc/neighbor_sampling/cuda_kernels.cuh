@@ -7,6 +7,7 @@
 // below fifteen limits at a time to find the k-th smallest, four bits in each pass, and makes the
 // keys anew in each pass. Counts are integers, so their order does not matter.
 
+#include "common/exponential.h"
 #include "common/philox.h"
 #include "common/warp.cuh"
 
@@ -120,28 +121,6 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(Params p) {
     }
   }
   if (lane == 0) p.taken[row] = complete ? static_cast<int>(p.k) : taken;
-}
-
-// -2**16 log2((word + 1/2) / 2**32).
-__device__ __forceinline__ float exponential(uint32_t word) {
-  word = word == 0 ? 1 : word;
-  const int zeros = __clz(static_cast<int>(word));
-  const uint32_t rest = 0u - (word << zeros << 1) - (1u << zeros);
-  const int64_t half = rest >> 1;
-  int64_t log = 1116196857;
-  log = ((log * half) >> 32) - 1313475288;
-  log = ((log * half) >> 32) + 974116327;
-  log = ((log * half) >> 32) - 157649060;
-  log = ((log * half) >> 32) + 208826086;
-  log = ((log * half) >> 32) + 188062494;
-  log = ((log * half) >> 32) + 258464808;
-  log = ((log * half) >> 32) + 387264965;
-  log = ((log * half) >> 32) + 774541020;
-  const uint32_t fraction =
-      static_cast<uint32_t>((static_cast<uint64_t>(rest) * static_cast<uint64_t>(log)) >> 30) + 1u;
-  const uint32_t fixed =
-      zeros > 0 ? (static_cast<uint32_t>(zeros) << 27) + (fraction >> 5) : fraction;
-  return __uint2float_rn(fixed) * (zeros > 0 ? 0x1p-11f : 0x1p-16f);
 }
 
 // The four keys from position `quad` on, a multiple of 4, of the row begin .. end: kInfinity for

@@ -25,16 +25,29 @@ inline constexpr const char* kGatherBackwardSchema =
 inline constexpr const char* kScatterSchema =
     "token_scatter(Tensor? y, Tensor? fill, Tensor position) -> Tensor";
 
-// source, destination int32 or int64 [E]
+// of the CPU alone; source, destination int32 or int64 [E]
 inline constexpr const char* kDropEdgesSchema =
     "token_drop_edges(Tensor source, Tensor destination, Tensor position) -> "
     "(Tensor edges, Tensor edge)";
 
-// an Adjacency of gtkern/graph.py: row_ptr int64 [N + 1], col int32 [E], edge_id int64 [E] or
-// empty, edge_type uint8 [E] or empty
+// of the CPU alone; an Adjacency of gtkern/graph.py: row_ptr int64 [N + 1], col int32 [E], edge_id
+// int64 [E] or empty, edge_type uint8 [E] or empty
 inline constexpr const char* kDropRowsSchema =
     "token_drop_rows(Tensor row_ptr, Tensor col, Tensor edge_id, Tensor edge_type, Tensor index, "
     "Tensor position) -> (Tensor row_ptr, Tensor col, Tensor edge, Tensor edge_type)";
+
+// The two halves of both on a GPU, between which the host learns the number of edges kept. kept:
+// int8 [E], after: its running sum; kept_ptr: 0 and the running sum of the degrees.
+inline constexpr const char* kKeptEdgesSchema =
+    "token_kept_edges(Tensor source, Tensor destination, Tensor position) -> Tensor kept";
+inline constexpr const char* kWriteEdgesSchema =
+    "token_write_edges(Tensor source, Tensor destination, Tensor position, Tensor kept, "
+    "Tensor after, int count) -> (Tensor edges, Tensor edge)";
+inline constexpr const char* kDegreesSchema =
+    "token_degrees(Tensor row_ptr, Tensor col, Tensor index, Tensor position) -> Tensor";
+inline constexpr const char* kWriteRowsSchema =
+    "token_write_rows(Tensor row_ptr, Tensor col, Tensor edge_id, Tensor edge_type, Tensor index, "
+    "Tensor position, Tensor kept_ptr, int count) -> (Tensor col, Tensor edge, Tensor edge_type)";
 
 // entry uint8 or int16 [pairs]
 inline constexpr const char* kGatherPairsSchema =

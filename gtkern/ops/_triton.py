@@ -207,3 +207,51 @@ def choose_tile(
     # rows side by side wait for the longest of them: a few only, and of short ones
     block_r = min(4, places // block_e) if mean_edges <= 8 else 1
     return Tile(block_r, block_e, block_h, groups, padded, warps)
+
+
+@triton.jit
+def drop_zeros(zeros, word, COUNT: tl.constexpr):
+    """`zeros` more by COUNT, and `word` without them, where its 32 bits begin with COUNT zeros."""
+    low = word < 2 ** (32 - COUNT)
+    return tl.where(low, zeros + COUNT, zeros), tl.where(low, word << COUNT, word)
+
+
+@triton.jit
+def negative_log2(word, zeros):
+    """-2**32 log2((word + 1/2) / 2**(32 - zeros)) of words int64 that begin with `zeros` zeros."""
+    rest = (-(word << zeros << 1) - (tl.full(word.shape, 1, tl.int64) << zeros)) & 0xFFFFFFFF
+    half = rest >> 1
+    log = ((half * 1116196857) >> 32) - 1313475288
+    log = ((log * half) >> 32) + 974116327
+    log = ((log * half) >> 32) - 157649060
+    log = ((log * half) >> 32) + 208826086
+    log = ((log * half) >> 32) + 188062494
+    log = ((log * half) >> 32) + 258464808
+    log = ((log * half) >> 32) + 387264965
+    log = ((log * half) >> 32) + 774541020
+    return ((rest * log) >> 30) + 1
+
+
+@triton.jit
+def exponential(word):
+    """-2**16 log2((word + 1/2) / 2**32) of words uint32, as fp32; see gtkern/random.py."""
+    word = tl.where(word == 0, 1, word.to(tl.int64))
+    zeros, high = drop_zeros(tl.zeros_like(word), word, 16)
+    zeros, high = drop_zeros(zeros, high, 8)
+    zeros, high = drop_zeros(zeros, high, 4)
+    zeros, high = drop_zeros(zeros, high, 2)
+    zeros, _ = drop_zeros(zeros, high, 1)
+    fraction = negative_log2(word, zeros)
+    fixed = tl.where(zeros > 0, (zeros << 27) + (fraction >> 5), fraction)
+    return fixed.to(tl.float32) * tl.where(zeros > 0, 2.0**-11, 2.0**-16)
+
+
+@triton.jit
+def gumbel(word):
+    """-2**26 log(-log((word + 1/2) / 2**32)) of words uint32, as int64; see gtkern/random.py."""
+    bits = exponential(word).to(tl.int32, bitcast=True).to(tl.int64)
+    exponent = (bits >> 23) - 126
+    mantissa = ((bits << 8) & 0xFFFFFFFF) | 2147483648
+    fraction = negative_log2(mantissa, tl.zeros_like(mantissa))
+    log = (fraction >> 5) - (exponent - 16) * 134217728
+    return ((log * 744261118) >> 31) + 24596266

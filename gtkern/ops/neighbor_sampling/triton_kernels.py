@@ -8,6 +8,8 @@ are compared all with all; the race finds its k-th smallest key four bits at a t
 import triton
 import triton.language as tl
 
+from gtkern.ops._triton import exponential
+
 DRAW_STREAM = tl.constexpr(1 << 30)
 FILL_STREAM = tl.constexpr(1 << 31)
 INFINITY = tl.constexpr(0x7F800000)
@@ -23,37 +25,6 @@ def philox_words(seed, c0, c1, layer, stream: tl.constexpr, epoch):
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     return tl.reshape(words, [c0.shape[0], 4 * c0.shape[1]])
-
-
-@triton.jit
-def drop_zeros(zeros, word, COUNT: tl.constexpr):
-    """`zeros` more by COUNT, and `word` without them, where its 32 bits begin with COUNT zeros."""
-    low = word < 2 ** (32 - COUNT)
-    return tl.where(low, zeros + COUNT, zeros), tl.where(low, word << COUNT, word)
-
-
-@triton.jit
-def exponential(word):
-    """-2**16 log2((word + 1/2) / 2**32) of words uint32, as fp32."""
-    word = tl.where(word == 0, 1, word.to(tl.int64))
-    zeros, high = drop_zeros(tl.zeros_like(word), word, 16)
-    zeros, high = drop_zeros(zeros, high, 8)
-    zeros, high = drop_zeros(zeros, high, 4)
-    zeros, high = drop_zeros(zeros, high, 2)
-    zeros, _ = drop_zeros(zeros, high, 1)
-    rest = (-(word << zeros << 1) - (tl.full(word.shape, 1, tl.int64) << zeros)) & MASK
-    half = rest >> 1
-    log = ((half * 1116196857) >> 32) - 1313475288
-    log = ((log * half) >> 32) + 974116327
-    log = ((log * half) >> 32) - 157649060
-    log = ((log * half) >> 32) + 208826086
-    log = ((log * half) >> 32) + 188062494
-    log = ((log * half) >> 32) + 258464808
-    log = ((log * half) >> 32) + 387264965
-    log = ((log * half) >> 32) + 774541020
-    fraction = ((rest * log) >> 30) + 1
-    fixed = tl.where(zeros > 0, (zeros << 27) + (fraction >> 5), fraction)
-    return fixed.to(tl.float32) * tl.where(zeros > 0, 2.0**-11, 2.0**-16)
 
 
 @triton.jit

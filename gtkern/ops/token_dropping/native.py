@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gtkern import _native
@@ -14,6 +15,7 @@ class Native:
     """The kernels of one library: backend "cpu" or "cuda". Functions as in reference.py."""
 
     def __init__(self, backend: str) -> None:
+        self.backend = backend
         self.ops: Any = _native.ops(backend)
 
     def select(
@@ -79,6 +81,14 @@ class Native:
         self, source: Tensor, destination: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See reference.drop_edges."""
+        if self.backend == "cuda":
+            kept = self.ops.token_kept_edges(source, destination, position)
+            after = kept.cumsum(0, dtype=torch.int64)
+            count = int(after[-1]) if after.numel() else 0
+            edges, edge = self.ops.token_write_edges(
+                source, destination, position, kept, after, count
+            )
+            return edges, edge
         edges, edge = self.ops.token_drop_edges(source, destination, position)
         return edges, edge
 
@@ -86,6 +96,13 @@ class Native:
         self, csr: Adjacency, index: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See reference.drop_rows."""
+        if self.backend == "cuda":
+            degree = self.ops.token_degrees(csr.ptr, csr.index, index, position)
+            ptr = torch.cat((degree.new_zeros(1), degree.cumsum(0)))
+            source, edge, types = self.ops.token_write_rows(
+                csr.ptr, csr.index, csr.edge_id, csr.edge_type, index, position, ptr, int(ptr[-1])
+            )
+            return ptr, source, edge, types
         ptr, source, edge, types = self.ops.token_drop_rows(
             csr.ptr, csr.index, csr.edge_id, csr.edge_type, index, position
         )

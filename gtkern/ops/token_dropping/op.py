@@ -17,7 +17,7 @@ from gtkern.ragged import Ragged
 
 __all__ = ["BACKENDS", "load", "select_tokens"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 NOISES = ("gumbel",)
 
 
