@@ -20,7 +20,8 @@ def keys_kernel(score_ptr, out_ptr, rows, seed, BLOCK: tl.constexpr):
     low, high = quad.to(tl.uint32), (quad >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero + 1)
-    word = tl.where(row & 1, tl.where(row & 2, w3, w1), tl.where(row & 2, w2, w0))
+    odd, high_half = (row & 1) != 0, (row & 2) != 0
+    word = tl.where(odd, tl.where(high_half, w3, w1), tl.where(high_half, w2, w0))
     score = tl.load(score_ptr + row, mask=row < rows, other=0.0).to(tl.float32)
     # the product is exact, so that it does not matter whether it is fused
     key = score + gumbel(word).to(tl.float32) * 2.0**-26
