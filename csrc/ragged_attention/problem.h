@@ -7,9 +7,9 @@
 #include <numeric>
 #include <vector>
 
+#include "common/lanes.h"
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "ragged_attention/lanes.h"
 #include "ragged_attention/product.h"
 
 namespace gtkern::ragged_attention {

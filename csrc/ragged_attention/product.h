@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "ragged_attention/lanes.h"
+#include "common/lanes.h"
 
 namespace gtkern::ragged_attention {
 

@@ -7,6 +7,7 @@ from gtkern.nn.attention import (
     SampledAttention,
 )
 from gtkern.nn.block import TransformerBlock, make_norm
+from gtkern.nn.block_sparse import BlockSparseLinear
 from gtkern.nn.dropout import dropout, dropout_add, relu_dropout
 from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
@@ -18,6 +19,7 @@ from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
 
 __all__ = [
     "BatchNorm",
+    "BlockSparseLinear",
     "EdgeTypeTerms",
     "ExphormerAttention",
     "FeatureEncoder",

@@ -21,6 +21,7 @@ from room import (
     assert_bit_equal,
     everywhere,
     fast,
+    lazy_zeros,
     oracle,
     run,
 )
@@ -347,3 +348,15 @@ def test_activations_far_from_zero(backend: str, device: torch.device) -> None:
         (wide_grad,) = torch.autograd.grad(expected.sum(), wide)
         assert ((out - expected).abs() <= 1e-6 * wide.abs().clamp_min(1)).all(), name
         assert ((grad - wide_grad).abs() <= 1e-6).all(), name
+
+
+@pytest.mark.large
+def test_rows_past_two_to_the_31_are_found() -> None:
+    """Three rows of x whose places are more than 2^31 elements apart."""
+    call = make(3, (16, 24), (8, 8)).cast(torch.float16)
+    wide = lazy_zeros(3, 1, 2**30 + 2**29, torch.float16).view(3, -1)
+    wide[:, :24] = call.tensors["x"]
+    far = wide[:, :24]
+    assert far.stride(0) * 2 > 2**31
+    apart = call._replace(tensors={**call.tensors, "x": far})
+    assert_bit_equal(run(ROOM, apart, "cpu"), run(ROOM, call, "cpu"))

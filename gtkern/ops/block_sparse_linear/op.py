@@ -17,7 +17,7 @@ from gtkern.ops.block_sparse_linear.native import Native
 
 __all__ = ["block_sparse_linear"]
 
-BACKENDS = ("reference", "triton", "cuda")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def block_sparse_linear(

@@ -1,4 +1,4 @@
-// One 64-byte vector of floats or doubles, and what the kernels of ragged_attention need on it.
+// One 64-byte vector of floats or doubles, and the few operations that kernels need on it.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 #include "common/simd.h"
 
-namespace gtkern::ragged_attention {
+namespace gtkern {
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
@@ -140,4 +140,4 @@ constexpr std::int64_t padded(std::int64_t n) {
   return (n + Lanes<A>::kCount - 1) / Lanes<A>::kCount * Lanes<A>::kCount;
 }
 
-}  // namespace gtkern::ragged_attention
+}  // namespace gtkern
