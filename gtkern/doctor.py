@@ -17,6 +17,7 @@ from torch import Tensor
 
 import gtkern
 from gtkern import _backends, _native, ops
+from gtkern.block_sparse import BlockSparseMatrix
 from gtkern.graph import Graph
 from gtkern.ragged import PairIndex, Ragged
 
@@ -163,12 +164,24 @@ def self_test(device: torch.device) -> list[Check]:
 
         return _with_gradients(kept, q[:, 0, 0], k)
 
+    rows = torch.randn(nodes, 40, generator=generator).to(device)
+    dense = torch.randn(24, 40, generator=generator).to(device)
+    blocks = BlockSparseMatrix.from_dense(dense, 16, keep=0.5)
+
+    def linear(backend: str) -> list[Tensor]:
+        def layer(x: Tensor, values: Tensor) -> Tensor:
+            sparse = blocks.with_values(values)
+            return ops.block_sparse_linear(x, sparse, None, "gelu", backend=backend)
+
+        return _with_gradients(layer, rows, blocks.values)
+
     rooms: dict[str, Callable[[str], list[Tensor]]] = {
         "sparse_attention": sparse,
         "sampled_attention": fixed,
         "ragged_attention": ragged,
         "neighbor_sampling": sampling,
         "token_dropping": dropping,
+        "block_sparse_linear": linear,
     }
     checks = []
     for room, run in rooms.items():

@@ -11,13 +11,23 @@ namespace {
 // Rows of a chunk: even, for pairs of rows; as many as keep a block's part of x and of the
 // gradient in the L1 cache.
 constexpr std::int64_t kChunk = 8 * kTileRows;
-// Slabs are cut by the number of rows alone: their sums are added in order.
-constexpr std::int64_t kSlabs = 16, kLeastChunks = 5;
 
-std::int64_t slab_rows(std::int64_t rows) {
-  const std::int64_t chunks = (rows + kChunk - 1) / kChunk;
-  return kChunk * std::max(kLeastChunks, (chunks + kSlabs - 1) / kSlabs);
-}
+// Runs of chunks, cut by the number of rows alone: their sums are added in order.
+class Slabs {
+ public:
+  explicit Slabs(std::int64_t rows) : rows_(rows), chunks_((rows + kChunk - 1) / kChunk) {
+    // each sum is written and read once more, which takes as long as a few of its rows
+    constexpr std::int64_t kMost = 16, kLeastChunks = 4;
+    while (count_ < kMost && chunks_ >= 2 * count_ * kLeastChunks) count_ *= 2;
+    if (rows == 0) count_ = 0;
+  }
+  std::int64_t count() const { return count_; }
+  std::int64_t begin(std::int64_t slab) const { return chunks_ * slab / count_ * kChunk; }
+  std::int64_t end(std::int64_t slab) const { return std::min(rows_, begin(slab + 1)); }
+
+ private:
+  std::int64_t rows_, chunks_, count_ = 1;
+};
 
 template <class T>
 class Worker {
@@ -66,40 +76,57 @@ class Worker {
   // grad_turned_[block][row / 2][n]; its sums over rows into the slab's.
   template <Activation kActivation>
   void load_gradients(std::int64_t first, std::int64_t rows, std::int64_t slab) {
-    const std::int64_t features = grid_.out_features;
-    alignas(64) T line[2][128 + kLanes] = {};
+    // row by row: memory is read in its order
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const T* grad_out = call_.grad_out + (first + row) * grid_.out_features;
+      const T* kept = call_.kept + (first + row) * grid_.out_features;
+      for (std::int64_t block = 0; block < grid_.block_rows(); ++block) {
+        const std::int64_t column = block * grid_.height;
+        A* bias = bias_sums_ ? bias_slab(slab) + block * tall_ : nullptr;
+        E* to = grad_.data() + (block * rows + row) * depth_;
+        load_gradient<kActivation>(grad_out + column, kept + column, grid_.rows_of(block), bias,
+                                   to);
+      }
+    }
+    if constexpr (M::kDepth == 2) {
+      if (sums_) turn_gradients(rows);
+    }
+  }
+
+  template <Activation kActivation>
+  static GTKERN_INLINE void load_gradient(const T* grad_out, const T* kept, std::int64_t count,
+                                          A* bias, E* to) {
+    alignas(64) T line[128 + kLanes];
+    for (std::int64_t n = 0; n < count; n += kLanes) {
+      const std::int64_t lanes = std::min(kLanes, count - n);
+      auto g = load_values(grad_out + n, lanes);
+      if constexpr (kActivation != Activation::kNone) {
+        g = gradient_before<kActivation, A>(g, load_values(kept + n, lanes));
+      }
+      if (bias) L::store(bias + n, L::add(L::load(bias + n), g));
+      if constexpr (M::kDepth == 2) {
+        store_values(line + n, g);
+      } else {
+        store_sums(to + n, g, lanes);
+      }
+    }
+    if constexpr (M::kDepth == 2) {
+      // past the last channel there may be one more number of a pair
+      if (count % 2) line[count] = T(0.f);
+      std::memcpy(static_cast<void*>(to), line, (count + 1) / 2 * sizeof(E));
+    }
+  }
+
+  // grad_turned_ from grad_: pairs of rows, in place of pairs of channels.
+  void turn_gradients(std::int64_t rows) {
+    static constexpr T kZeros[128] = {};
+    const std::int64_t deep = (rows + 1) / 2;
     for (std::int64_t block = 0; block < grid_.block_rows(); ++block) {
-      const std::int64_t column = block * grid_.height, count = grid_.rows_of(block);
-      A* bias = bias_sums_ ? bias_slab(slab) + block * tall_ : nullptr;
-      E* target = grad_.data() + block * rows * depth_;
-      E* turned = grad_turned_.data() + block * ((rows + 1) / 2) * grid_.height;
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const std::int64_t from = (first + row) * features + column;
-        T* to = line[row % 2];
-        for (std::int64_t n = 0; n < count; n += kLanes) {
-          const std::int64_t lanes = std::min(kLanes, count - n);
-          auto g = load_values(call_.grad_out + from + n, lanes);
-          if constexpr (kActivation != Activation::kNone) {
-            g = gradient_before<kActivation, A>(g, load_values(call_.kept + from + n, lanes));
-          }
-          if (bias) L::store(bias + n, L::add(L::load(bias + n), g));
-          if constexpr (M::kDepth == 2) {
-            store_values(to + n, g);
-          } else {
-            store_sums(target + row * depth_ + n, g, lanes);
-          }
-        }
-        if constexpr (M::kDepth == 2) {
-          // past the last channel there may be one more number of a pair
-          if (count % 2) to[count] = T(0.f);
-          std::memcpy(static_cast<void*>(target + row * depth_), to, (count + 1) / 2 * sizeof(E));
-          if (sums_ && row % 2 == 0 && row + 1 == rows) {
-            std::fill_n(line[1], count, T(0.f));
-          }
-          if (sums_ && (row % 2 || row + 1 == rows)) {
-            interleave(line[0], line[1], count, turned + row / 2 * grid_.height);
-          }
-        }
+      const E* from = grad_.data() + block * rows * depth_;
+      E* to = grad_turned_.data() + block * deep * grid_.height;
+      for (std::int64_t row = 0; row < rows; row += 2, from += 2 * depth_, to += grid_.height) {
+        const T* next = row + 1 < rows ? reinterpret_cast<const T*>(from + depth_) : kZeros;
+        interleave(reinterpret_cast<const T*>(from), next, grid_.rows_of(block), to);
       }
     }
   }
@@ -113,8 +140,18 @@ class Worker {
 
   // to[n] = (a[n], b[n])
   static void interleave(const T* a, const T* b, std::int64_t count, E* to) {
+    std::int64_t n = 0;
+#ifdef __AVX512F__
+    for (; n + 16 <= count; n += 16) {
+      const auto widened = [n](const T* from) {
+        return _mm512_cvtepu16_epi32(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + n)));
+      };
+      _mm512_storeu_si512(to + n, _mm512_or_si512(widened(a), _mm512_slli_epi32(widened(b), 16)));
+    }
+#endif
     std::uint16_t low, high;
-    for (std::int64_t n = 0; n < count; ++n) {
+    for (; n < count; ++n) {
       std::memcpy(&low, a + n, 2);
       std::memcpy(&high, b + n, 2);
       const std::uint32_t bits = low | static_cast<std::uint32_t>(high) << 16;
@@ -125,26 +162,26 @@ class Worker {
   // x by block columns: x_[block][row][k], in pairs of rows where elements are pairs; zeros up to
   // whole vectors.
   void load_x(std::int64_t first, std::int64_t rows) {
+    static constexpr T kZeros[128] = {};
     const std::int64_t deep = (rows + M::kDepth - 1) / M::kDepth;
-    for (std::int64_t block = 0; block < grid_.block_cols(); ++block) {
-      const std::int64_t count = grid_.cols_of(block);
-      const T* from = call_.x + first * call_.x_row + block * grid_.width;
-      E* to = x_.data() + block * deep * wide_;
-      for (std::int64_t row = 0; row < rows; row += M::kDepth, to += wide_, from += step()) {
+    for (std::int64_t at = 0; at < deep; ++at) {
+      const std::int64_t row = at * M::kDepth;
+      const T* x = call_.x + (first + row) * call_.x_row;
+      for (std::int64_t block = 0; block < grid_.block_cols(); ++block, x += grid_.width) {
+        const std::int64_t count = grid_.cols_of(block);
+        E* to = x_.data() + (block * deep + at) * wide_;
         if constexpr (M::kDepth == 2) {
-          static constexpr T kZeros[128] = {};
-          interleave(from, row + 1 < rows ? from + call_.x_row : kZeros, count, to);
+          interleave(x, row + 1 < rows ? x + call_.x_row : kZeros, count, to);
           std::fill(to + count, to + wide_, E{});
         } else {
           for (std::int64_t k = 0; k < wide_; k += kLanes) {
             const std::int64_t lanes = std::min(kLanes, count - k);
-            L::store(to + k, lanes > 0 ? load_values(from + k, lanes) : L::zero());
+            L::store(to + k, lanes > 0 ? load_values(x + k, lanes) : L::zero());
           }
         }
       }
     }
   }
-  std::int64_t step() const { return call_.x_row * M::kDepth; }
 
   void add_products(std::int64_t slab, std::int64_t first, std::int64_t rows, bool add) {
     load_x(first, rows);
@@ -215,7 +252,7 @@ template <class T>
 void backward(const Backward<T>& call) {
   using A = SumOf<T>;
   const Grid& grid = call.grid;
-  const RowRange slabs(call.rows, slab_rows(call.rows));
+  const Slabs slabs(call.rows);
   std::unique_ptr<Weights<T>> weights;
   if (call.grad_x) weights = std::make_unique<Weights<T>>(grid, call.values, true);
   const std::vector<A> zeros(grid.block_cols() * grid.width + kTileColumns<Element<T>>);

@@ -16,11 +16,13 @@ void pack_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64
                std::int64_t size, std::int64_t depth, Element<T>* to) {
   using E = Element<T>;
   using M = Arithmetic<E>;
-  for (std::int64_t at = 0; at < features; at += size, to += rows * depth) {
-    const std::int64_t count = std::min(size, features - at);
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const T* source = from + row * stride + at;
-      E* target = to + row * depth;
+  const std::int64_t blocks = (features + size - 1) / size;
+  // row by row: memory is read in its order
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const std::int64_t count = std::min(size, features - block * size);
+      const T* source = from + row * stride + block * size;
+      E* target = to + (block * rows + row) * depth;
       if constexpr (sizeof(E) == sizeof(T) * M::kDepth) {
         if (count % M::kDepth) target[count / M::kDepth] = E{};
         std::memcpy(static_cast<void*>(target), source, count * sizeof(T));
