@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> forward_op(const Tensor& x, const Tensor& values, con
                                       const Tensor& row, const Tensor& col, const Tensor& col_ptr,
                                       const Tensor& order, std::int64_t out_features,
                                       const OptionalTensor& bias, std::int64_t activation,
-                                      bool keep) {
+                                      bool keep, bool) {
   const ScalarType dtype = x.scalar_type();
   const auto chosen = static_cast<Activation>(activation);
   const bool kept = keep && (chosen == Activation::kGelu || chosen == Activation::kSilu);
