@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad_out, const Ten
                                                const Tensor& row, const Tensor& col,
                                                const Tensor& col_ptr, const Tensor& order,
                                                const Tensor& kept, std::int64_t activation,
-                                               std::int64_t needs) {
+                                               std::int64_t needs, bool) {
   const ScalarType dtype = x.scalar_type();
   const Tensor none = new_output(x, {0}, dtype);
   Tensor grad_x = needs & 1 ? new_output(x, {x.size(0), x.size(1)}, dtype) : none;
