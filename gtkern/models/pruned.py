@@ -9,13 +9,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gtkern.models
 from gtkern import ops
-from gtkern.nn import RaggedMultiheadAttention, TokenDroppingAttention
+from gtkern.nn import BlockSparseLinear, RaggedMultiheadAttention, TokenDroppingAttention
 
 __all__ = ["PRUNED_FORMAT", "apply_structure", "load_pruned", "save_pruned", "structure_of"]
 
@@ -33,12 +34,13 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
         "heads": the heads that attention still has, by its layer's name, where some are gone;
         "removed": names of the layers without attention; "tokens": the ratio of those whose
         attention drops tokens, and what it always keeps; "linear": [C_out, C_in] of every linear
-        layer outside attention, by its name.
+        layer outside attention, by its name; "blocks": the sizes of those that keep blocks alone.
     """
     heads: dict[str, list[int]] = {}
     removed: list[str] = []
     tokens: dict[str, dict[str, Any]] = {}
     linear: dict[str, list[int]] = {}
+    blocks: dict[str, dict[str, Any]] = {}
     inside = set()
     for name, module in model.named_modules():
         if isinstance(module, RaggedMultiheadAttention):
@@ -55,9 +57,22 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
                 "noise": module.noise,
                 "always_keep": list(module.always_keep),
             }
+        elif isinstance(module, BlockSparseLinear):
+            blocks[name] = {
+                "shape": list(module.shape),
+                "block": list(module.block),
+                "kept": module.weight.num_blocks,
+                "activation": module.activation,
+            }
         elif type(module) is nn.Linear and name not in inside:
             linear[name] = [module.out_features, module.in_features]
-    return {"heads": heads, "removed": removed, "tokens": tokens, "linear": linear}
+    return {
+        "heads": heads,
+        "removed": removed,
+        "tokens": tokens,
+        "linear": linear,
+        "blocks": blocks,
+    }
 
 
 def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
@@ -83,6 +98,21 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a linear layer, got {type(layer).__name__}")
         if (layer.out_features, layer.in_features) != (outputs, inputs):
             model.set_submodule(name, nn.Linear(inputs, outputs, layer.bias is not None))
+
+    for name, sizes in structure["blocks"].items():
+        layer = _part(model, name)
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(f"{name} must be a linear layer, got {type(layer).__name__}")
+        rows, columns = (
+            -(-size // step) for size, step in zip(sizes["shape"], sizes["block"], strict=True)
+        )
+        # which blocks they are comes with the state dict
+        mask = torch.arange(rows * columns).view(rows, columns) < sizes["kept"]
+        dense = nn.Linear(sizes["shape"][1], sizes["shape"][0], layer.bias is not None)
+        sparse = BlockSparseLinear.from_linear(
+            dense, tuple(sizes["block"]), mask=mask, activation=sizes["activation"]
+        )
+        model.set_submodule(name, sparse)
 
 
 def save_pruned(

@@ -17,10 +17,12 @@ import gtkern
 import gtkern.data
 from gtkern import cli
 from gtkern.data import GRAPH_SETS, GraphDataset, motifs
+from gtkern.methods.gtsp import Schedule
 from gtkern.methods.gtsp.joint import make_pruners, schedules, split_budget
 from gtkern.methods.gtsp.run import PruneRun
-from gtkern.methods.gtsp.settings import PruneSettings
+from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
 from gtkern.models import load_pruned
+from gtkern.nn import BlockSparseLinear
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
 from gtkern.training.flops import count_flops
@@ -141,6 +143,23 @@ def test_single_weights_are_zeros_in_what_is_saved(
     assert report["compact"]["flops"] == report["dense"]["flops"]
 
 
+def test_blocks_are_what_is_left_of_layers_outside_attention(
+    trained: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    weights = {"ratio": 0.5, "structure": "blocks", "block": [8, 8]}
+    prune(trained, tmp_path, weights=weights, heads={"ratio": 0.5}, finetune=1)
+    report = json.loads((tmp_path / "report.json").read_text())
+    kept = report["kept"]["weights"]
+    assert not any("attention" in name or name.startswith("head") for name in kept)
+    assert report["compact"]["flops"] < 0.8 * report["dense"]["flops"]
+    network = load_pruned(tmp_path / "model")
+    sparse = [part for part in network.modules() if isinstance(part, BlockSparseLinear)]
+    assert len(sparse) == sum(share < 1 for share in kept.values())
+    state = load_file(tmp_path / "checkpoints/finetune.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_epochs_before_the_end_of_pruning_are_not_the_best(
     trained: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -243,7 +262,9 @@ def test_published_settings_are_read(path: pathlib.Path) -> None:
     settings = settings_of.read(PruneSettings, settings_of.load(path))
     assert settings.dataset == path.stem
     assert settings.dataset in GRAPH_SETS
-    make_pruners(settings, {})
+    once = dict.fromkeys(DIMENSIONS, Schedule(begin=1, end=1, every=1))
+    pruner = make_pruners(settings, once, build_network(base_settings(), dataset()))
+    assert set(pruner.pruners) == set(DIMENSIONS)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gtkern.methods.gtsp import NeuronPruner, Schedule, WeightPruner
 from gtkern.methods.gtsp.neurons import hidden_pairs
 from gtkern.methods.gtsp.weights import largest
+from gtkern.nn import BlockSparseLinear
 
 ONCE = Schedule(begin=1, end=1, every=1)
 SOON = Schedule(begin=1, end=5, every=2)
@@ -106,6 +107,27 @@ def test_blocks_go_whole() -> None:
         for columns in (slice(0, 4), slice(4, 6)):
             assert (tails[rows, columns] != 0).float().mean() in (0.0, 1.0)
     assert sum(int(mask.sum()) for mask in pruner._masks.values()) == 3
+
+
+def test_compact_layers_keep_their_blocks_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    pruner = WeightPruner(0.5, ONCE, block=(8, 8), exchange=0.0)
+    pruner.prepare(model)
+    with torch.no_grad():
+        # all of a layer's blocks may go
+        model[2].weight.mul_(1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x = torch.randn(16, 6)
+    model(x).square().sum().backward()
+    optimizer.step()
+    pruner.step(optimizer)
+    masked = model(x)
+    compact = pruner.compact()
+    assert isinstance(compact[0], nn.Linear)
+    assert isinstance(compact[2], BlockSparseLinear)
+    assert compact[2].weight.num_blocks == 0
+    torch.testing.assert_close(compact(x), masked)
 
 
 def test_a_density_may_leave_rows_and_layers_empty() -> None:

@@ -10,7 +10,7 @@ import small_graphs as graphs
 import torch
 
 from gtkern.models import GraphGPS, GraphGPSSettings, load_pruned, save_pruned
-from gtkern.nn import TokenDroppingAttention
+from gtkern.nn import BlockSparseLinear, TokenDroppingAttention
 
 NODE, EDGE = (4, 3), (3, 2)
 
@@ -25,6 +25,10 @@ def make() -> tuple[GraphGPS, object]:
     model.layers[1].attention = None
     model.layers[2].widen = torch.nn.Linear(8, 5)
     model.layers[2].narrow = torch.nn.Linear(5, 8)
+    linear = model.layers[0].widen
+    model.layers[0].widen = BlockSparseLinear.from_linear(
+        linear, (8, 8), mask=torch.tensor([[False], [True]])
+    )
     return model.eval(), packed.batch(range(len(packed)))
 
 
@@ -39,6 +43,7 @@ def test_what_is_loaded_computes_the_same(tmp_path: pathlib.Path) -> None:
     assert torch.equal(loaded(batch), model(batch))
     assert loaded.layers[0].attention.heads == (1,)
     assert loaded.layers[1].attention is None
+    assert loaded.layers[0].widen.weight.mask().tolist() == [[False], [True]]
     assert loaded.layers[2].attention.ratio == 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 

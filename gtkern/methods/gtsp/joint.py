@@ -145,12 +145,15 @@ def schedules(settings: PruneSettings, steps_per_epoch: int) -> dict[str, Schedu
     return made
 
 
-def make_pruners(settings: PruneSettings, schedule: Mapping[str, Schedule]) -> JointPruner:
+def make_pruners(
+    settings: PruneSettings, schedule: Mapping[str, Schedule], network: nn.Module
+) -> JointPruner:
     """The pruners that settings ask for.
 
     Args:
         settings: their ratios; those of 1 need no pruner.
         schedule: by dimension.
+        network: that they are for.
     """
     makers: dict[str, Callable[[Schedule], Pruner]] = {
         "tokens": lambda when: TokenPruner(
@@ -164,19 +167,26 @@ def make_pruners(settings: PruneSettings, schedule: Mapping[str, Schedule]) -> J
             seed=settings.seed,
         ),
         "layers": lambda when: LayerPruner(settings.layers.ratio, when, drop=settings.layers.drop),
-        "weights": lambda when: _weights(settings, when),
+        "weights": lambda when: _weights(settings, when, network),
     }
     return JointPruner({name: makers[name](when) for name, when in schedule.items()})
 
 
-def _weights(settings: PruneSettings, when: Schedule) -> Pruner:
+def _weights(settings: PruneSettings, when: Schedule, network: nn.Module) -> Pruner:
     weights = settings.weights
     if weights.structure == "neurons":
         return NeuronPruner(weights.ratio, when)
     if weights.structure == "single":
         return WeightPruner(weights.ratio, when, exchange=weights.exchange)
     rows, columns = weights.block
-    return WeightPruner(weights.ratio, when, exchange=weights.exchange, block=(rows, columns))
+    # heads are the blocks of attention; the last layer has few rows, and all of them matter
+    return WeightPruner(
+        weights.ratio,
+        when,
+        exchange=weights.exchange,
+        block=(rows, columns),
+        without=[*(f"{site.name}.attention" for site in attention_sites(network)), "head"],
+    )
 
 
 def split_budget(
@@ -257,7 +267,7 @@ def cut(settings: PruneSettings, network: nn.Module) -> nn.Module:
     settings = replace(settings, heads=replace(settings.heads, start="random"))
     once = Schedule(begin=1, end=1, every=1)
     names: Sequence[str] = [name for name in DIMENSIONS if settings.ratios[name] < 1]
-    pruner = make_pruners(settings, dict.fromkeys(names, once))
+    pruner = make_pruners(settings, dict.fromkeys(names, once), network)
     model = pruner.prepare(copy.deepcopy(network))
     pruner.step()
     return pruner.compact(model)

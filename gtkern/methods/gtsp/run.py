@@ -112,7 +112,7 @@ class PruneRun(PhaseRun):
         dense = copy.deepcopy(network)
         try:
             chosen, about = self._chosen(network)
-            pruner = make_pruners(chosen, schedules(chosen, self._steps_per_epoch()))
+            pruner = make_pruners(chosen, schedules(chosen, self._steps_per_epoch()), network)
             pruner.prepare(network)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.base.model} on {self.dataset}: {error}") from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gtkern.methods.gtsp.pruner import Pruner, Schedule, check_ratio, hold_at_zero
+from gtkern.nn import BlockSparseLinear
 
 __all__ = ["WeightPruner", "largest"]
 
@@ -23,8 +24,9 @@ class WeightPruner(Pruner):
     At each action the largest weights of all layers together are kept, as many as the schedule
     wants; then in every layer a share of the kept ones, the smallest, is exchanged for as many that
     have the largest gradient. The share falls in half a cosine to 0.005 at the schedule's end. With
-    `block` whole blocks of linear layers are pruned, scored by their root mean square. Single
-    weights stay zeros in dense layers, which is as fast as before.
+    `block` whole blocks of linear layers are pruned, by their root mean square, and compact()
+    puts a gtkern.nn.BlockSparseLinear in their place. Single weights stay zeros in dense layers,
+    which is as fast as before.
 
     What is pruned is 0 after every step, and so are the optimiser's moments there.
 
@@ -207,7 +209,18 @@ class WeightPruner(Pruner):
     def _compact(self) -> None:
         for name, parameter in self._parameters.items():
             hold_at_zero(None, parameter, self._whole[name])
+        if self.block is not None:
+            self._compact_blocks(self._prepared(), self.block)
         self._parameters, self._masks, self._whole = {}, {}, {}
+
+    def _compact_blocks(self, model: nn.Module, block: tuple[int, int]) -> None:
+        # names may have changed since, by what was put around attention
+        masks = {id(value): self._masks[name] for name, value in self._parameters.items()}
+        for name, module in list(model.named_modules()):
+            mask = masks.get(id(module.weight)) if type(module) is nn.Linear else None
+            if mask is not None and not bool(mask.all()):
+                sparse = BlockSparseLinear.from_linear(module, block, mask=mask)
+                model.set_submodule(name, sparse.train(module.training))
 
 
 def largest(score: Tensor, count: int) -> Tensor:
