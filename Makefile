@@ -98,7 +98,7 @@ tests-emulated: emulated
 		$(BIN)/pytest -q -n $(JOBS) --emulated-library=$(EMULATED) --require=cuda -k "cuda and not inductor" tests/ops
 
 tests: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) --require=reference,cpu,triton
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) --durations=20 --durations-min=8 --require=reference,cpu,triton
 
 bench: setup
 	$(BIN)/python bench/run.py
