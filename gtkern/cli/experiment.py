@@ -189,6 +189,10 @@ def gtsp(
             help="What is kept; default: 0.25,0.5,0.75, of budget 0.5, of order 0.5.",
         ),
     ] = None,
+    dimensions: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME,...", help="What `ratios` varies."),
+    ] = "tokens,heads,layers,weights",
     epochs: Annotated[str | None, typer.Option(metavar="N", help="Of pruning.")] = None,
     backend: BackendOption = "auto",
     devices: DevicesOption = "auto",
@@ -203,11 +207,14 @@ def gtsp(
     """
     from gtkern.cli.graphs import DEFAULT, known_model
     from gtkern.cli.inputs import load_graph_data, numbers
-    from gtkern.methods.gtsp.settings import PruneSettings
+    from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
     from gtkern.training.graph_settings import settings_class
 
     check_backend_name(backend)
     check_known("experiment", name, ("ratios", "budget", "order"))
+    chosen = [each.strip() for each in dimensions.split(",")]
+    for each in chosen:
+        check_known("dimension", each, DIMENSIONS)
     seed_list = integers("--seeds", seeds)
     ratio_list = numbers("--ratios", ratios or ("0.25,0.5,0.75" if name == "ratios" else "0.5"))
     model = known_model(model, None)
@@ -252,6 +259,7 @@ def gtsp(
             RunFolder(folder_path),
             seed_list,
             dataset=data_name,
+            dimensions=chosen,
             device=device,
             backend=backend,
             command=shlex.join(["gtkern", *sys.argv[1:]]),

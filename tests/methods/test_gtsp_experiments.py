@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from gtkern.data import GraphDataset, motifs
 from gtkern.methods.gtsp.experiments import PruningExperiments
 from gtkern.methods.gtsp.run import PruneRun
-from gtkern.methods.gtsp.settings import PruneSettings
+from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
 from gtkern.training.graph_settings import settings_class
@@ -21,7 +22,9 @@ from gtkern.training.run import RunFolder
 TRAINING = {"epochs": 2, "lr": 0.01, "batch_size": 16, "warmup_epochs": 0}
 
 
-def experiments(path: pathlib.Path, **changes: Any) -> PruningExperiments:
+def experiments(
+    path: pathlib.Path, dimensions: Sequence[str] = DIMENSIONS, **changes: Any
+) -> PruningExperiments:
     base = {
         "dataset": "synthetic",
         "model": "graphgps",
@@ -42,6 +45,7 @@ def experiments(path: pathlib.Path, **changes: Any) -> PruningExperiments:
         RunFolder(path),
         [0],
         dataset="synthetic",
+        dimensions=dimensions,
         console=Console(quiet=True),
     )
 
@@ -91,3 +95,10 @@ def test_orders_and_splits_are_variants(tmp_path: pathlib.Path) -> None:
     budgets = made.budget((0.5, 0.7))
     assert len(budgets) == 10
     assert budgets["even-0.7"].budget == 0.7
+
+
+def test_some_dimensions_alone(tmp_path: pathlib.Path) -> None:
+    made = experiments(tmp_path, ("weights", "heads"))
+    assert list(made.ratios((0.5,))) == ["heads-0.5", "weights-0.5"]
+    with pytest.raises(UserError, match="no dimension is left to vary"):
+        experiments(tmp_path, ("layers",)).ratios((0.5,))

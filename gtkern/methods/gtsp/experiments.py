@@ -75,6 +75,7 @@ class PruningExperiments:
         folder: for runs, tables and plots.
         seeds: every variant is run with each.
         dataset: name of the data in tables.
+        dimensions: those that `ratios` varies.
         device: where to train. backend: of the ops. command: for the summaries.
         console: for progress.
 
@@ -91,6 +92,7 @@ class PruningExperiments:
         seeds: Sequence[int],
         *,
         dataset: str,
+        dimensions: Sequence[str] = DIMENSIONS,
         device: torch.device | str = "cpu",
         backend: str = "auto",
         command: str = "",
@@ -102,6 +104,7 @@ class PruningExperiments:
         self.folder = folder
         self.seeds = tuple(seeds)
         self.dataset = dataset
+        self.dimensions = tuple(name for name in DIMENSIONS if name in dimensions)
         self.console = console or Console(stderr=True)
         self.options: dict[str, Any] = {
             "device": torch.device(device),
@@ -156,7 +159,10 @@ class PruningExperiments:
 
     def ratios(self, ratios: tuple[float, ...]) -> dict[str, PruneSettings]:
         """Each dimension by itself at each ratio."""
-        names = [name for name in DIMENSIONS if name not in self._impossible(ratios)]
+        gone = self._impossible(ratios)
+        names = [name for name in self.dimensions if name not in gone]
+        if not names:
+            raise UserError("no dimension is left to vary")
         return {
             f"{name}-{ratio:g}": with_ratios(
                 self.settings, {**dict.fromkeys(DIMENSIONS, 1.0), name: ratio}
@@ -189,7 +195,11 @@ class PruningExperiments:
         """Dimensions of which a ratio would leave nothing."""
         sizes = {"heads": self.base.network.heads, "layers": self.base.network.layers}
         least = min(ratios)
-        gone = [name for name, size in sizes.items() if int(least * size + 1e-9) < 1]
+        gone = [
+            name
+            for name, size in sizes.items()
+            if name in self.dimensions and int(least * size + 1e-9) < 1
+        ]
         for name in gone:
             self.console.print(
                 f"{name} are left out: of {sizes[name]} a ratio of {least:g} keeps none",
