@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gtkern.nn import Prompt
 from gtkern.ragged import Ragged
 
-__all__ = ["above_zero", "at_least", "encoding", "graphs_of", "head_width", "one_of", "share"]
+__all__ = [
+    "above_zero",
+    "at_least",
+    "each_with_prompt",
+    "encoding",
+    "graphs_of",
+    "head_width",
+    "one_of",
+    "share",
+]
 
 
 def graphs_of(data: Any) -> Ragged:
@@ -57,6 +67,23 @@ def encoding(
         )
     tensor: Tensor = value
     return tensor
+
+
+def each_with_prompt(
+    layers: Iterable[nn.Module], prompts: Sequence[Prompt | None] | None
+) -> list[tuple[nn.Module, Prompt | None]]:
+    """The layers of a model, each with what is added to it.
+
+    Raises:
+        ValueError: there are not as many prompts as layers.
+    """
+    every = list(layers)
+    given = [None] * len(every) if prompts is None else list(prompts)
+    if len(given) != len(every):
+        raise ValueError(
+            f"prompts must have one entry for each of the {len(every)} layers, got {len(given)}"
+        )
+    return list(zip(every, given, strict=True))
 
 
 def head_width(width: int, heads: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gtkern import ops
 from gtkern.models import batches
-from gtkern.nn import FeatureEncoder, RaggedMultiheadAttention, dropout, make_norm, pool
+from gtkern.nn import FeatureEncoder, Prompt, RaggedMultiheadAttention, dropout, make_norm, pool
 from gtkern.nn.local import LOCAL, GatedGCN, IsomorphismNetwork
 from gtkern.ragged import Ragged
 from gtkern.transforms import random_walk_encoding
@@ -64,6 +64,8 @@ class GPSLayer(nn.Module):
         y   = norm(local(x)) + norm(x + drop(attend(x)))
         out = norm(y + drop(W2 drop(relu(W1 y))))
 
+    A prompt's vector is added to what the attention reads, not to its residual.
+
     Args:
         settings: see GraphGPSSettings.
         last: whether it is the last layer, which leaves the edges as they are.
@@ -105,8 +107,7 @@ class GPSLayer(nn.Module):
         edge_index: Tensor,
         edge: Tensor | None,
         ragged: Ragged,
-        prefix_k: Tensor | None = None,
-        prefix_v: Tensor | None = None,
+        prompt: Prompt | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One layer.
 
@@ -115,7 +116,8 @@ class GPSLayer(nn.Module):
             edge_index: int64 [2, E], sources and targets.
             edge: [E, C]; None for message passing without edge features.
             ragged: the graphs.
-            prefix_k, prefix_v: [P, H, D]; keys and values that every node sees besides its graph.
+            prompt: a vector for the rows that attend, and keys and values that they see besides
+                their graph.
 
         Returns:
             x and edge, new; of a last layer's edge, nothing is to be read.
@@ -123,10 +125,24 @@ class GPSLayer(nn.Module):
         near, edge = self.local(x, edge_index, edge)
         far = x
         if self.attention is not None:
-            far = x + self._drop(self.attention(x, ragged, (), prefix_k, prefix_v))
+            given = Prompt() if prompt is None else prompt
+            read = given.added_to(x, ragged)
+            far = x + self._drop(self.attention(read, ragged, (), *given.prefix()))
         y = self.local_norm(near) + self.attention_norm(far)
         hidden = self._drop(self.widen(y).relu_())
         return self.output_norm(y + self._drop(self.narrow(hidden))), edge
+
+    def prefix(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values [P, H, D] of tokens [P, C] that are read like rows of x.
+
+        Raises:
+            ValueError: the layer has no attention.
+        """
+        attention: Any = self.attention
+        if attention is None:
+            raise ValueError("prefix() needs attention, and the layer has none")
+        both: tuple[Tensor, Tensor] = attention.keys_and_values(tokens)
+        return both
 
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout, self.training)
@@ -192,12 +208,13 @@ class GraphGPS(nn.Module):
             walk = random_walk_encoding(packed.edge_index, packed.node_ptr, settings.walk_steps)
             packed.add("random_walk", walk, packed.node_ptr)
 
-    def embed(self, data: Any) -> Tensor:
+    def embed(self, data: Any, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """One vector for each graph.
 
         Args:
             data: as PyG batches graphs: x, edge_index, ptr, edge_attr where the model was made for
                 it, and random_walk.
+            prompts: for every layer, what a method adds to it; None: nothing.
 
         Returns:
             [G, C].
@@ -216,8 +233,8 @@ class GraphGPS(nn.Module):
         if self.edge_encoder is not None:
             edges = data.edge_index.size(1)
             edge = self.edge_encoder(getattr(data, "edge_attr", None), edges, "data.edge_attr")
-        for layer in self.layers:
-            x, edge = layer(x, data.edge_index, edge, ragged)
+        for layer, prompt in batches.each_with_prompt(self.layers, prompts):
+            x, edge = layer(x, data.edge_index, edge, ragged, prompt)
         return pool(x, ragged, self.settings.pooling)
 
     def forward(self, data: Any) -> Tensor:

@@ -15,6 +15,7 @@ from gtkern import ops
 from gtkern.models import batches, graphormer_encoding
 from gtkern.nn import (
     FeatureEncoder,
+    Prompt,
     TransformerLayer,
     distinct_rows,
     dropout,
@@ -296,11 +297,12 @@ class Graphormer(nn.Module):
             attend_within=settings.attend_within,
         )
 
-    def embed(self, data: Any) -> Tensor:
+    def embed(self, data: Any, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """One vector for each graph: that of its token.
 
         Args:
             data: as PyG batches graphs: x, ptr, and what `encode` adds.
+            prompts: for every layer, what a method adds to it; None: nothing.
 
         Returns:
             [G, C].
@@ -316,8 +318,8 @@ class Graphormer(nn.Module):
         bias = self.bias(data, packed.ragged)
         x = packed.x if self.input_norm is None else self.input_norm(packed.x)
         x = dropout(x, self.settings.dropout, self.training)
-        for layer in self.layers:
-            x = layer(x, packed.ragged, bias)
+        for layer, prompt in batches.each_with_prompt(self.layers, prompts):
+            x = layer(x, packed.ragged, bias, prompt)
         x = self.transform(x.index_select(0, packed.tokens[:, 0]))
         act = functional.gelu if self.settings.activation == "gelu" else functional.relu
         out: Tensor = self.transform_norm(act(x))

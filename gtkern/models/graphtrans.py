@@ -13,7 +13,15 @@ from torch_geometric.nn.conv import GINEConv
 
 from gtkern import ops
 from gtkern.models import batches
-from gtkern.nn import BatchNorm, FeatureEncoder, TransformerLayer, dropout, pool, with_tokens
+from gtkern.nn import (
+    BatchNorm,
+    FeatureEncoder,
+    Prompt,
+    TransformerLayer,
+    dropout,
+    pool,
+    with_tokens,
+)
 from gtkern.nn.local import GraphConvolution
 from gtkern.ragged import Ragged
 
@@ -231,12 +239,13 @@ class GraphTrans(nn.Module):
     def encode(packed: Any, settings: GraphTransSettings) -> None:
         """Add to a gtkern.data.PackedGraphs what the network needs: nothing."""
 
-    def embed(self, data: Any) -> Tensor:
+    def embed(self, data: Any, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """One vector for each graph: its CLS token's.
 
         Args:
             data: as PyG batches graphs: x, edge_index, ptr, and edge_attr where the model was made
                 for it.
+            prompts: for every layer, what a method adds to it; None: nothing.
 
         Returns:
             [G, C].
@@ -252,8 +261,8 @@ class GraphTrans(nn.Module):
             x = torch.cat((first, x), dim=1)
         packed = with_tokens(self.to_transformer(x), ragged, self.token, first=False)
         x = packed.x if self.input_norm is None else self.input_norm(packed.x)
-        for layer in self.layers:
-            x = layer(x, packed.ragged)
+        for layer, prompt in batches.each_with_prompt(self.layers, prompts):
+            x = layer(x, packed.ragged, (), prompt)
         out: Tensor = self.output_norm(x.index_select(0, packed.tokens[:, 0]))
         return out
 

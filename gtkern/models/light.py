@@ -14,6 +14,7 @@ from gtkern import ops
 from gtkern.models import batches, light_encoding
 from gtkern.nn import (
     FeatureEncoder,
+    Prompt,
     TransformerLayer,
     initialize_as_bert,
     pair_biases,
@@ -291,12 +292,13 @@ class LiGhT(nn.Module):
             packed, path_length=settings.path_length, virtual_nodes=len(settings.virtual)
         )
 
-    def embed(self, data: Any) -> Tensor:
+    def embed(self, data: Any, prompts: Sequence[Prompt | None] | None = None) -> Tensor:
         """One vector for each graph: of its virtual nodes, then the mean over its triplets.
 
         Args:
             data: as PyG batches graphs: x, edge_index, ptr, edge_attr where the model was made for
                 it, and what `encode` adds.
+            prompts: for every layer, what a method adds to it; None: nothing.
 
         Returns:
             [G, C (1 + virtual nodes)].
@@ -316,8 +318,8 @@ class LiGhT(nn.Module):
         packed = with_tokens(x, triplets, tokens, first=False)
         bias = self.bias(data, packed.x, packed.ragged)
         x = packed.x
-        for layer in self.layers:
-            x = layer(x, packed.ragged, bias)
+        for layer, prompt in batches.each_with_prompt(self.layers, prompts):
+            x = layer(x, packed.ragged, bias, prompt)
         mean = pool(x.index_select(0, packed.nodes), triplets, "mean")
         return torch.cat((x[packed.tokens].flatten(1), mean), dim=1)
 

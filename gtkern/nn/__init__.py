@@ -13,6 +13,7 @@ from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 from gtkern.nn.packing import WithTokens, pool, with_tokens
 from gtkern.nn.pair_bias import distinct_rows, pair_biases
+from gtkern.nn.prompt import Prompt
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.nn.token_dropping import TokenDroppingAttention
 from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureEncoder",
     "GraphNorm",
     "NarrowAttention",
+    "Prompt",
     "RaggedMultiheadAttention",
     "SampledAttention",
     "TokenDroppingAttention",

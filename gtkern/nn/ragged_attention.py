@@ -116,6 +116,25 @@ class RaggedMultiheadAttention(nn.Module):
         projected_out: Tensor = self.out_proj(out.flatten(1))
         return projected_out
 
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of rows that ask nothing: what `forward` takes as a prefix.
+
+        Args:
+            x: [P, C].
+
+        Returns:
+            [P, H, D] each. Where the module has lost heads, those are 0 and H is what it was, or
+            less by the last ones lost.
+        """
+        inner = self.num_heads * self.head_dim
+        offset = None if self.in_proj_bias is None else self.in_proj_bias[inner:]
+        projected = functional.linear(x, self.in_proj_weight[inner:], offset)
+        k, v = projected.view(x.size(0), 2, self.num_heads, self.head_dim).unbind(1)
+        if self._columns is None or self.heads is None:
+            return k, v
+        zeros = k.new_zeros(x.size(0), self.heads[-1] + 1, self.head_dim)
+        return zeros.index_copy(1, self._columns, k), zeros.index_copy(1, self._columns, v)
+
     def keep_heads(self, heads: Sequence[int]) -> RaggedMultiheadAttention:
         """A module with some of the heads, and their rows and columns of the projections.
 

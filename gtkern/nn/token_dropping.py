@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,12 @@ class TokenDroppingAttention(nn.Module):
         among = [(ops.gather_pairs(index, selection), table) for index, table in bias]
         out = self.attention(rows, selection.kept, among, prefix_k, prefix_v)
         return ops.scatter_tokens(out, selection)
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a prefix; see RaggedMultiheadAttention."""
+        inner: Any = self.attention
+        both: tuple[Tensor, Tensor] = inner.keys_and_values(x)
+        return both
 
     def _kept_rows(self, ragged: Ragged) -> Tensor | None:
         """bool [N]: the first and the last rows of each graph, as many as always_keep says."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gtkern import ops
 from gtkern.nn.dropout import dropout
+from gtkern.nn.prompt import Prompt
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.ragged import PairIndex, Ragged
 
@@ -27,6 +29,8 @@ class TransformerLayer(nn.Module):
 
         post:  y = norm1(x + drop(attend(x)));   out = norm2(y + drop(W2 act(W1 y)))
         pre:   y = x + drop(attend(norm1(x)));   out = y + drop(W2 act(W1 norm2(y)))
+
+    A prompt's vector is added to x before all that.
 
     Args:
         width: C.
@@ -82,8 +86,7 @@ class TransformerLayer(nn.Module):
         x: Tensor,
         ragged: Ragged,
         bias: Sequence[tuple[PairIndex, Tensor]] = (),
-        prefix_k: Tensor | None = None,
-        prefix_v: Tensor | None = None,
+        prompt: Prompt | None = None,
     ) -> Tensor:
         """One layer.
 
@@ -91,15 +94,17 @@ class TransformerLayer(nn.Module):
             x: [N, C].
             ragged: the graphs.
             bias: of the scores; see gtkern.ops.ragged_attention.
-            prefix_k, prefix_v: [P, H, D]; keys and values that every node sees besides its graph.
+            prompt: a vector for all rows, and keys and values that they see besides their graph.
 
         Returns:
             [N, C].
         """
         before = self.norm == "pre"
+        given = Prompt() if prompt is None else prompt
+        x = given.added_to(x, ragged)
         if self.attention is not None:
             attended = self.attention(
-                self.attention_norm(x) if before else x, ragged, bias, prefix_k, prefix_v
+                self.attention_norm(x) if before else x, ragged, bias, *given.prefix()
             )
             x = x + dropout(attended, self.dropout, self.training)
         y = self.output_norm(x) if before else (x := self.attention_norm(x))
@@ -108,6 +113,19 @@ class TransformerLayer(nn.Module):
         x = x + dropout(self.narrow(hidden), self.dropout, self.training)
         out: Tensor = x if before else self.output_norm(x)
         return out
+
+    def prefix(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values [P, H, D] of tokens [P, C] that are read like rows of x.
+
+        Raises:
+            ValueError: the layer has no attention.
+        """
+        attention: Any = self.attention
+        if attention is None:
+            raise ValueError("prefix() needs attention, and the layer has none")
+        rows = self.attention_norm(tokens) if self.norm == "pre" else tokens
+        both: tuple[Tensor, Tensor] = attention.keys_and_values(rows)
+        return both
 
     def extra_repr(self) -> str:
         """The sizes."""

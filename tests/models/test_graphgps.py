@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch_geometric.data import Data
 
 from gtkern.models import GraphGPS, GraphGPSSettings
+from gtkern.nn import Prompt
 from gtkern.ragged import Ragged
 
 STEPS, NODE, EDGE = 3, (4, 3), (3, 2)
@@ -160,7 +161,7 @@ def test_a_layer_takes_prefix_tokens() -> None:
     state = dict(layer.state_dict())
     expected = plain.attention(state, "attention", x, settings.heads, prefix=prefix)
     torch.testing.assert_close(got, expected)
-    out, _ = layer(x, batch.edge_index, None, ragged, *prefix)
+    out, _ = layer(x, batch.edge_index, None, ragged, Prompt(None, *prefix))
     assert not torch.allclose(out, layer(x, batch.edge_index, None, ragged)[0])
 
 
