@@ -144,8 +144,8 @@ class PruneSettings:
             raise ValueError(f"split must be {len(DIMENSIONS)} numbers, got {len(self.split)}")
         if self.stretch.end >= self.training.epochs:
             raise ValueError(
-                f"training.epochs must be more than stretch.end {self.stretch.end}, "
-                f"got {self.training.epochs}"
+                f"training.epochs must be more than stretch.end {self.stretch.end}, as the last "
+                f"epochs are of the pruned network, got {self.training.epochs}"
             )
         if self.budget is not None and not any(self.split):
             raise ValueError("split must give a dimension more than 0, got none")
