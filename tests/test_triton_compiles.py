@@ -227,7 +227,7 @@ def launch_attention(
 def launch_ragged(
     dtype: torch.dtype, width: int, nodes: list[int], heads: int = 8, dropout: float = 0.0
 ) -> None:
-    """Forward and backward of one call with two tables and a prefix."""
+    """Forward and backward of calls with two tables and a prefix, one or several sets of it."""
     from gtkern.ops.ragged_attention import call
     from gtkern.ops.ragged_attention import triton as backend
 
@@ -236,11 +236,14 @@ def launch_ragged(
     q, k, v = (torch.empty(ragged.num_nodes, heads, width, dtype=dtype) for _ in range(3))
     indices = [torch.empty(ragged.num_pairs, dtype=kind) for kind in (torch.uint8, torch.int16)]
     bias = call.Bias(indices, torch.empty(60, heads), [0, 20])
-    prefix = call.Prefix(*(torch.empty(4, heads, width, dtype=dtype) for _ in range(2)))
     options = call.Options(width**-0.5, dropout, 2**40)
-    out, lse = backend.forward(q, k, v, batch, bias, prefix, options)
     needs = call.Needs(*[True] * 6)
-    backend.backward(out, q, k, v, out, lse, batch, bias, prefix, options, needs)
+    row_set = torch.empty(ragged.num_nodes, dtype=torch.int64)
+    for sets, seen in (((), None), ((3,), row_set)):
+        slots = [torch.empty(*sets, 4, heads, width, dtype=dtype) for _ in range(2)]
+        prefix = call.Prefix(*slots, seen)
+        out, lse = backend.forward(q, k, v, batch, bias, prefix, options)
+        backend.backward(out, q, k, v, out, lse, batch, bias, prefix, options, needs)
 
 
 def launch_block_sparse(dtype: torch.dtype, block: tuple[int, int], tf32: bool = False) -> None:

@@ -83,15 +83,15 @@ class Worker {
       if (sums)
         std::fill_n(sums + (chunk_ * in_.heads + task.head_begin) * size, heads * size, A{});
     };
-    clear(partial_.prefix_k, in_.slots * wide_);
-    clear(partial_.prefix_v, in_.slots * wide_v_);
+    clear(partial_.prefix_k, in_.sets * in_.slots * wide_);
+    clear(partial_.prefix_v, in_.sets * in_.slots * wide_v_);
     if (partial_.table) {
       const std::int64_t first = task.head_begin / kQuad, end = (task.head_end + kQuad - 1) / kQuad;
       std::fill_n(table_sums(first), (end - first) * table_.quad_size(), A{});
     }
     for (std::int64_t graph = task.graph_begin; graph < task.graph_end; ++graph) {
       if (in_.size(graph) == 0) continue;
-      const Shape<A> shape(in_.size(graph), in_.slots, in_.group());
+      const Shape<A> shape(in_.size(graph), in_.slots_of(graph), in_.group());
       const Split* split = plan_.split_of(graph);
       for (std::int64_t head = task.head_begin; head < task.head_end; head += in_.group()) {
         const int count =
@@ -141,11 +141,12 @@ class Worker {
                 k);
     widen<T, A>(in_.v + first * in_.v_row + head * in_.value_width, in_.v_row, shape.nodes,
                 in_.value_width, 1, v_);
-    if (in_.slots) {
-      widen<T, A>(in_.prefix_k + head * in_.width, row, in_.slots, in_.width, 1,
+    if (shape.keys > shape.nodes) {
+      const std::int64_t first_slot = in_.set_of(graph) * in_.slots;
+      widen<T, A>(in_.prefix_k + first_slot * row + head * in_.width, row, in_.slots, in_.width, 1,
                   k + shape.nodes * wide_);
-      widen<T, A>(in_.prefix_v + head * in_.value_width, row_v, in_.slots, in_.value_width, 1,
-                  v_ + shape.nodes * wide_v_);
+      widen<T, A>(in_.prefix_v + first_slot * row_v + head * in_.value_width, row_v, in_.slots,
+                  in_.value_width, 1, v_ + shape.nodes * wide_v_);
     }
     transpose<A>(k, shape.keys, in_.width, shape.panel, transposed_k_[slot]);
     if (wants_scores()) {
@@ -280,9 +281,10 @@ class Worker {
                      to_.v + first * row_v + head * in_.value_width, row_v);
       }
     }
+    const std::int64_t set = in_.set_of(graph);
     const auto add = [&](A* sums, const A* mine, std::int64_t size, A factor) {
-      if (!sums) return;
-      sums += (chunk_ * in_.heads + head) * size;
+      if (!sums || set < 0) return;
+      sums += ((chunk_ * in_.heads + head) * in_.sets + set) * size;
       for (std::int64_t x = 0; x < size; ++x) sums[x] += factor * mine[x];
     };
     add(partial_.prefix_k, grad_k_[slot] + shape.nodes * wide_, in_.slots * wide_, unit);
@@ -302,11 +304,12 @@ class Worker {
   std::vector<std::uint16_t> bits_;
 };
 
-// to[slot][head][d] = the sum over chunks of [chunk][head][slot][wide], in order.
+// to[slot][head][d] = the sum over chunks of [chunk][head][slot][wide], in order; slots of all
+// sets.
 template <class T, class A>
 void merge_prefix(const Problem<T, A>& in, const A* partial, std::int64_t chunks,
                   std::int64_t width, T* to) {
-  const std::int64_t wide = padded<A>(width), size = in.slots * wide;
+  const std::int64_t wide = padded<A>(width), slots = in.sets * in.slots, size = slots * wide;
   std::vector<A> sum(size);
   for (std::int64_t head = 0; head < in.heads; ++head) {
     std::fill(sum.begin(), sum.end(), A{});
@@ -314,7 +317,7 @@ void merge_prefix(const Problem<T, A>& in, const A* partial, std::int64_t chunks
       const A* mine = partial + (chunk * in.heads + head) * size;
       for (std::int64_t x = 0; x < size; ++x) sum[x] += mine[x];
     }
-    narrow<T, A>(sum.data(), in.slots, width, 1, nullptr, to + head * width, in.heads * width);
+    narrow<T, A>(sum.data(), slots, width, 1, nullptr, to + head * width, in.heads * width);
   }
 }
 
@@ -344,7 +347,7 @@ template <class T, class A>
 void backward(const Problem<T, A>& in, const Backward<T, A>& grad) {
   const QuadTable<A> table(in);
   const std::int64_t by_prefix =
-      in.heads * in.slots *
+      in.heads * in.sets * in.slots *
       ((grad.prefix_k ? padded<A>(in.width) : 0) + (grad.prefix_v ? padded<A>(in.value_width) : 0));
   const std::int64_t by_table = grad.table ? in.quads() * table.quad_size() : 0;
   // what the chunks' sums may take, in values
@@ -356,7 +359,7 @@ void backward(const Problem<T, A>& in, const Backward<T, A>& grad) {
   Arena<A> arena(cut.chunks * (by_prefix + by_table) + 64);
   Partial<A> partial;
   if (grad.table) partial.table = arena.take(cut.chunks * by_table);
-  const std::int64_t rows = cut.chunks * in.heads * in.slots;
+  const std::int64_t rows = cut.chunks * in.heads * in.sets * in.slots;
   if (grad.prefix_k) partial.prefix_k = arena.take(rows * padded<A>(in.width));
   if (grad.prefix_v) partial.prefix_v = arena.take(rows * padded<A>(in.value_width));
   Arena<A> by_part(cut.split_rows *

@@ -30,8 +30,8 @@ Problem<T, A> problem_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
                          const Tensor& pair_ptr, std::int64_t max_nodes,
                          const std::vector<Tensor>& index, const OptionalTensor& table,
                          const std::vector<std::int64_t>& first_row, const OptionalTensor& prefix_k,
-                         const OptionalTensor& prefix_v, double scale, double dropout,
-                         std::int64_t seed) {
+                         const OptionalTensor& prefix_v, const OptionalTensor& row_set,
+                         double scale, double dropout, std::int64_t seed) {
   Problem<T, A> in;
   in.graphs = ptr.size(0) - 1;
   in.nodes = q.size(0);
@@ -48,7 +48,11 @@ Problem<T, A> problem_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
   in.q = static_cast<const T*>(q.const_data_ptr());
   in.k = static_cast<const T*>(k.const_data_ptr());
   in.v = static_cast<const T*>(v.const_data_ptr());
-  in.slots = prefix_k.has_value() ? prefix_k->size(0) : 0;
+  in.row_set = pointer_or_null<std::int64_t>(row_set);
+  if (prefix_k.has_value()) {
+    in.slots = prefix_k->size(row_set.has_value() ? 1 : 0);
+    in.sets = row_set.has_value() ? prefix_k->size(0) : 1;
+  }
   in.prefix_k = pointer_or_null<T>(prefix_k);
   in.prefix_v = pointer_or_null<T>(prefix_v);
   in.table = pointer_or_null<A>(table);
@@ -70,18 +74,21 @@ Problem<T, A> problem_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
   return in;
 }
 
-std::tuple<Tensor, Tensor> forward_op(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ptr, const Tensor& pair_ptr,
-    std::int64_t max_nodes, const std::vector<Tensor>& index, const OptionalTensor& table,
-    const std::vector<std::int64_t>& first_row, const OptionalTensor& prefix_k,
-    const OptionalTensor& prefix_v, double scale, double dropout, std::int64_t seed) {
+std::tuple<Tensor, Tensor> forward_op(const Tensor& q, const Tensor& k, const Tensor& v,
+                                      const Tensor& ptr, const Tensor& pair_ptr,
+                                      std::int64_t max_nodes, const std::vector<Tensor>& index,
+                                      const OptionalTensor& table,
+                                      const std::vector<std::int64_t>& first_row,
+                                      const OptionalTensor& prefix_k,
+                                      const OptionalTensor& prefix_v, const OptionalTensor& row_set,
+                                      double scale, double dropout, std::int64_t seed) {
   const ScalarType dtype = q.scalar_type();
   const ScalarType sums = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor out = new_output(q, {q.size(0), q.size(1), v.size(2)}, dtype);
   Tensor lse = new_output(q, {q.size(0), q.size(1)}, sums);
   dispatch(dtype, [&]<class T, class A>(T*, A*) {
     forward(problem_of<T, A>(q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k,
-                             prefix_v, scale, dropout, seed),
+                             prefix_v, row_set, scale, dropout, seed),
             Results<T, A>{static_cast<T*>(out.mutable_data_ptr()),
                           static_cast<A*>(lse.mutable_data_ptr())});
   });
@@ -93,8 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
     const Tensor& lse, const Tensor& ptr, const Tensor& pair_ptr, std::int64_t max_nodes,
     const std::vector<Tensor>& index, const OptionalTensor& table,
     const std::vector<std::int64_t>& first_row, const OptionalTensor& prefix_k,
-    const OptionalTensor& prefix_v, double scale, double dropout, std::int64_t seed,
-    std::int64_t needs) {
+    const OptionalTensor& prefix_v, const OptionalTensor& row_set, double scale, double dropout,
+    std::int64_t seed, std::int64_t needs) {
   const OptionalTensor inputs[6] = {q, k, v, table, prefix_k, prefix_v};
   std::array<Tensor, 6> grads;
   for (int i = 0; i < 6; ++i) {
@@ -113,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
     grad.prefix_k = output_or_null<T>(grads[4]);
     grad.prefix_v = output_or_null<T>(grads[5]);
     backward(problem_of<T, A>(q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k,
-                              prefix_v, scale, dropout, seed),
+                              prefix_v, row_set, scale, dropout, seed),
              grad);
   });
   return {grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]};

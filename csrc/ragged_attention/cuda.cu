@@ -33,8 +33,9 @@ constexpr int64_t kHistogramFloats = 12288;
 constexpr int64_t kTablePartFloats = int64_t{1} << 23;
 constexpr int64_t kMostRuns = 16384, kLeastRuns = 32;
 // The prefix's gradients come from chunks of at least so many queries, of which there are at most
-// so many.
-constexpr int64_t kChunkRows = 128, kMostChunks = 128;
+// so many; fewer where their parts would be large.
+constexpr int64_t kChunkRows = 128, kMostChunks = 128, kLeastChunks = 16;
+constexpr int64_t kPrefixPartFloats = int64_t{1} << 23;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -51,14 +52,15 @@ struct Arguments {
   const std::vector<Tensor>& index;
   const OptionalTensor& table;
   const std::vector<int64_t>& first_row;
-  const OptionalTensor &prefix_k, &prefix_v;
+  const OptionalTensor &prefix_k, &prefix_v, &row_set;
   double scale, dropout;
   int64_t seed;
 
   int64_t rows() const { return q.size(0); }
   int64_t heads() const { return q.size(1); }
   int64_t graphs() const { return ptr.numel() - 1; }
-  int64_t prefixes() const { return prefix_k ? prefix_k->size(0) : 0; }
+  int64_t prefixes() const { return prefix_k ? prefix_k->size(row_set ? 1 : 0) : 0; }
+  int64_t sets() const { return prefix_k && row_set ? prefix_k->size(0) : 1; }
 };
 
 // Which kernels run, and how many lanes share a row.
@@ -138,7 +140,9 @@ Call<T> make_call(const Arguments& a, int lanes) {
     call.biases.wide[m] = a.index[m].scalar_type() == ScalarType::Short;
   }
   call.graphs = a.graphs();
+  call.row_set = pointer_or_null<int64_t>(a.row_set);
   call.prefixes = a.prefixes();
+  call.sets = a.sets();
   call.heads = static_cast<int>(a.heads());
   call.width = static_cast<int>(a.q.size(2));
   call.value_width = static_cast<int>(a.v.size(2));
@@ -262,7 +266,9 @@ SixTensors run_backward(const Arguments& a, const Tensor& grad_out, const Tensor
         launch(kernel, work.items * a.heads(), threads, 0, stream, call, b, work);
       }
       if (grad_prefix_k.numel() == 0 && grad_prefix_v.numel() == 0) return;
-      b.chunk_rows = std::max(kChunkRows, divide_up(a.rows(), kMostChunks));
+      const int64_t widest = std::max(grad_prefix_k.numel(), grad_prefix_v.numel());
+      const int64_t most = std::clamp(kPrefixPartFloats / widest, kLeastChunks, kMostChunks);
+      b.chunk_rows = std::max(kChunkRows, divide_up(a.rows(), most));
       const int64_t chunks = divide_up(a.rows(), b.chunk_rows);
       const Tensor part_k = empty_floats(a.q, {chunks, grad_prefix_k.numel()});
       const Tensor part_v = empty_floats(a.q, {chunks, grad_prefix_v.numel()});
@@ -270,8 +276,9 @@ SixTensors run_backward(const Arguments& a, const Tensor& grad_out, const Tensor
       b.part_v = output_or_null<float>(part_v);
       const int prefix_threads = plan.threads(a.prefixes());
       const int64_t tiles = divide_up(a.prefixes(), prefix_threads / plan.lanes);
-      launch(kernel, chunks * tiles * a.heads(), prefix_threads, 0, stream, call, b,
-             Work{chunks * tiles, 1, tiles, nullptr});
+      const int64_t items = chunks * a.sets() * tiles;
+      launch(kernel, items * a.heads(), prefix_threads, 0, stream, call, b,
+             Work{items, 1, tiles, nullptr});
       sum_rows<T>(part_k, chunks, grad_prefix_k, stream);
       sum_rows<T>(part_v, chunks, grad_prefix_v, stream);
     });
@@ -284,19 +291,21 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
                                    const std::vector<Tensor>& index, const OptionalTensor& table,
                                    const std::vector<int64_t>& first_row,
                                    const OptionalTensor& prefix_k, const OptionalTensor& prefix_v,
-                                   double scale, double dropout, int64_t seed) {
+                                   const OptionalTensor& row_set, double scale, double dropout,
+                                   int64_t seed) {
   return run_forward({q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k,
-                      prefix_v, scale, dropout, seed});
+                      prefix_v, row_set, scale, dropout, seed});
 }
 
 SixTensors backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                     const Tensor& out, const Tensor& lse, const Tensor& ptr, const Tensor& pair_ptr,
                     int64_t max_nodes, const std::vector<Tensor>& index,
                     const OptionalTensor& table, const std::vector<int64_t>& first_row,
-                    const OptionalTensor& prefix_k, const OptionalTensor& prefix_v, double scale,
-                    double dropout, int64_t seed, int64_t needs) {
+                    const OptionalTensor& prefix_k, const OptionalTensor& prefix_v,
+                    const OptionalTensor& row_set, double scale, double dropout, int64_t seed,
+                    int64_t needs) {
   return run_backward({q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k,
-                       prefix_v, scale, dropout, seed},
+                       prefix_v, row_set, scale, dropout, seed},
                       grad_out, out, lse, needs);
 }
 

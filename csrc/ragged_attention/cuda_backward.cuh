@@ -8,7 +8,8 @@ namespace gtkern::ragged_attention {
 // of the tables; then keys walk along the queries for the gradients of k and v. One block does both
 // for a graph of few nodes, its queries' delta being all that the second half waits for; larger
 // graphs take a launch for each half. The prefix's gradients are those of keys that walk along a
-// chunk of the batch's queries, chunk after chunk; what chunks leave is then summed.
+// chunk of the batch's queries (those that see their set), chunk after chunk; what chunks leave is
+// then summed.
 
 constexpr int kQueries = 1, kKeys = 2;
 
@@ -31,8 +32,8 @@ struct Backward {
   int bins, columns;
   // The prefix, where chunk_rows > 0: the launch's keys are its slots.
   int64_t chunk_rows, rows;
-  float* part_k;  // [chunks, P, H, D]
-  float* part_v;  // [chunks, P, H, Dv]
+  float* part_k;  // [chunks, S, P, H, D]
+  float* part_v;  // [chunks, S, P, H, Dv]
 };
 
 template <typename T, int CHUNKS>
@@ -88,12 +89,13 @@ __device__ __forceinline__ void query_rows(const Call<T>& call, const Backward<T
   query.scale(call.scale * kLog2E);
   Row grad_q;
   grad_q.clear();
+  const int64_t slot = call.first_slot(place.begin);
 #pragma unroll 1
-  for (int part = b.grad_q != nullptr && call.prefixes > 0 ? 0 : 1; part < 2; ++part) {
+  for (int part = b.grad_q != nullptr && slot >= 0 ? 0 : 1; part < 2; ++part) {
     Stream<T> keys;
     if (part == 0) {
-      keys = {call.prefix_k + seat.head * width,
-              call.prefix_v + seat.head * value_width,
+      keys = {call.prefix_k + call.key_at(slot, seat.head),
+              call.prefix_v + call.value_at(slot, seat.head),
               call.prefixes,
               call.prefix_item(row, 0),
               1,
@@ -159,6 +161,12 @@ __device__ __forceinline__ void key_row(const Call<T>& call, const Backward<T>& 
   grad_v.clear();
 #pragma unroll 1
   for (int64_t at = 0; at < queries.rows; at += kAtOnce) {
+    if (queries.row_set != nullptr) {
+      bool some = false;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) some = some || queries.has(at + u);
+      if (!some) continue;
+    }
     const Step<T, ACCESS, CHUNKS> step(call, queries, at, seat);
     float dots[2 * kAtOnce], keep[kAtOnce];
 #pragma unroll
@@ -214,20 +222,23 @@ __device__ __forceinline__ void key_rows(const Call<T>& call, const Backward<T>&
                              queries, place.begin, seat);
 }
 
-// Slots `first` and the next of the prefix, from one chunk of the batch's queries.
+// Slots `first` and the next of a set of the prefix, from one chunk of the batch's queries.
 template <typename T, int ACCESS, int CHUNKS>
 __device__ __forceinline__ void prefix_rows(const Call<T>& call, const Backward<T>& b,
-                                            int64_t chunk, int64_t first, Seat seat) {
+                                            int64_t chunk, int64_t set, int64_t first, Seat seat) {
   const int64_t slot = first + static_cast<int>(threadIdx.x) / seat.lanes;
   seat.exists = slot < call.prefixes;
-  const int64_t known = seat.exists ? slot : 0, part = chunk * call.prefixes + known;
+  const int64_t known = set * call.prefixes + (seat.exists ? slot : 0);
+  const int64_t part = chunk * call.sets * call.prefixes + known;
   const int64_t begin = chunk * b.chunk_rows;
   const Stream<T> queries = {call.q + call.key_at(begin, seat.head),
                              b.grad_out + call.value_at(begin, seat.head),
                              min(b.chunk_rows, b.rows - begin),
                              call.prefix_item(begin, slot),
                              call.prefixes,
-                             false};
+                             false,
+                             call.row_set != nullptr ? call.row_set + begin : nullptr,
+                             set};
   key_row<T, ACCESS, CHUNKS>(call, b,
                              {call.prefix_k + call.key_at(known, seat.head),
                               call.prefix_v + call.value_at(known, seat.head), nullptr, nullptr,
@@ -259,9 +270,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
   for (int64_t item = run * work.items_per_block; item < end; ++item) {
     if (b.chunk_rows > 0) {
-      const int64_t first = item % work.tiles * rows_per_block;
+      const int64_t first = item % work.tiles * rows_per_block, number = item / work.tiles;
       if (first + warp_row >= call.prefixes) continue;
-      prefix_rows<T, ACCESS, CHUNKS>(call, b, item / work.tiles, first, seat);
+      prefix_rows<T, ACCESS, CHUNKS>(call, b, number / call.sets, number % call.sets, first, seat);
       continue;
     }
     const Place place = take_place(call, work, item, rows_per_block);

@@ -53,12 +53,13 @@ struct Call {
   const T* q;         // [N, H, D]
   const T* k;         // [N, H, D]
   const T* v;         // [N, H, Dv]
-  const T* prefix_k;  // [P, H, D]
-  const T* prefix_v;  // [P, H, Dv]
+  const T* prefix_k;  // [S, P, H, D]
+  const T* prefix_v;  // [S, P, H, Dv]
   const int64_t* ptr;
   const int64_t* pair_ptr;
+  const int64_t* row_set;  // [N], or null: every row sees the only set
   Biases biases;
-  int64_t graphs, prefixes;
+  int64_t graphs, prefixes, sets;
   int heads, width, value_width;
   int lanes;  // of a group
   float scale;
@@ -72,6 +73,13 @@ struct Call {
   }
   __device__ __forceinline__ int64_t value_at(int64_t row, int head) const {
     return (row * heads + head) * value_width;
+  }
+  // The first slot that the graph of a row sees, among those of all sets; -1: it sees none.
+  __device__ __forceinline__ int64_t first_slot(int64_t row) const {
+    if (prefixes == 0) return -1;
+    if (row_set == nullptr) return 0;
+    const int64_t set = row_set[row];
+    return set >= 0 && set < sets ? set * prefixes : -1;
   }
   // dropout counts the slots of the prefix after all pairs
   __device__ __forceinline__ int64_t prefix_item(int64_t row, int64_t slot) const {
@@ -137,7 +145,8 @@ static __global__ void __launch_bounds__(kThreads)
   if (thread == kThreads - 1) tile_ptr[graphs] = before;
 }
 
-// The other side, for one row: rows of two tensors, and the number of the pair with row 0.
+// The other side, for one row: rows of two tensors, and the number of the pair with row 0. Where
+// row_set is given, only the rows of one set count.
 template <typename T>
 struct Stream {
   const T* first;
@@ -145,6 +154,12 @@ struct Stream {
   int64_t rows;
   int64_t item, step;
   bool biased;
+  const int64_t* row_set = nullptr;
+  int64_t set = 0;
+
+  __device__ __forceinline__ bool has(int64_t row) const {
+    return row < rows && (row_set == nullptr || row_set[row] == set);
+  }
 };
 
 // The next kAtOnce rows of a stream, and what the pairs with them have; dead behind its end.
@@ -160,7 +175,7 @@ struct Step {
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int64_t row = at + u;
-      const bool inside = row < stream.rows;
+      const bool inside = stream.has(row);
       const int64_t skip = inside ? row * call.heads : 0;
       first[u].load(stream.first + skip * call.width, seat, call.width, inside);
       second[u].load(stream.second + skip * call.value_width, seat, call.value_width, inside);

@@ -28,12 +28,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   Row sum;
   sum.clear();
   float peak = -kInfinity, total = 0.0f;
+  const int64_t slot = call.first_slot(place.begin);
 #pragma unroll 1
-  for (int part = call.prefixes > 0 ? 0 : 1; part < 2; ++part) {
+  for (int part = slot >= 0 ? 0 : 1; part < 2; ++part) {
     Stream<T> keys;
     if (part == 0) {
-      keys = {call.prefix_k + head * call.width,
-              call.prefix_v + head * call.value_width,
+      keys = {call.prefix_k + call.key_at(slot, head),
+              call.prefix_v + call.value_at(slot, head),
               call.prefixes,
               call.prefix_item(row, 0),
               1,

@@ -69,7 +69,7 @@ class Worker {
   void run(const Task& task) {
     for (std::int64_t graph = task.graph_begin; graph < task.graph_end; ++graph) {
       if (in_.size(graph) == 0) continue;
-      const Shape<A> shape(in_.size(graph), in_.slots, in_.group());
+      const Shape<A> shape(in_.size(graph), in_.slots_of(graph), in_.group());
       std::int64_t begin = 0, end = shape.nodes;
       if (const Split* split = plan_.split_of(graph)) {
         begin = split->begin(task.part_begin, shape.nodes);
@@ -105,11 +105,12 @@ class Worker {
                 k_);
     widen<T, A>(in_.v + first * in_.v_row + head * in_.value_width, in_.v_row, shape.nodes,
                 in_.value_width, 1, v_[c]);
-    if (in_.slots) {
-      widen<T, A>(in_.prefix_k + head * in_.width, row, in_.slots, in_.width, 1,
+    if (shape.keys > shape.nodes) {
+      const std::int64_t slot = in_.set_of(graph) * in_.slots;
+      widen<T, A>(in_.prefix_k + slot * row + head * in_.width, row, in_.slots, in_.width, 1,
                   k_ + shape.nodes * wide_);
-      widen<T, A>(in_.prefix_v + head * in_.value_width, row_v, in_.slots, in_.value_width, 1,
-                  v_[c] + shape.nodes * wide_v_);
+      widen<T, A>(in_.prefix_v + slot * row_v + head * in_.value_width, row_v, in_.slots,
+                  in_.value_width, 1, v_[c] + shape.nodes * wide_v_);
     }
     transpose<A>(k_, shape.keys, in_.width, shape.panel, transposed_k_[c]);
   }

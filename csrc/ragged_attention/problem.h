@@ -28,10 +28,11 @@ struct Index {
 // T is the dtype of q, k, v; A that of sums (float, or double with double).
 template <class T, class A>
 struct Problem {
-  std::int64_t graphs = 0, nodes = 0, pairs = 0, slots = 0, max_nodes = 0;
+  std::int64_t graphs = 0, nodes = 0, pairs = 0, slots = 0, sets = 1, max_nodes = 0;
   std::int64_t heads = 0, width = 0, value_width = 0;
   std::int64_t q_row = 0, k_row = 0, v_row = 0;  // from one row of the batch to the next
-  const std::int64_t *ptr = nullptr, *pair_ptr = nullptr;
+  // row_set: the set of slots that a row's graph sees; null where all see the same
+  const std::int64_t *ptr = nullptr, *pair_ptr = nullptr, *row_set = nullptr;
   const T *q = nullptr, *k = nullptr, *v = nullptr, *prefix_k = nullptr, *prefix_v = nullptr;
   std::vector<Index> indices;
   const A* table = nullptr;  // [rows, H]
@@ -43,6 +44,13 @@ struct Problem {
   // heads that are computed side by side
   int group() const { return indices.empty() && dropout == 0 ? 1 : kQuad; }
   std::int64_t size(std::int64_t graph) const { return ptr[graph + 1] - ptr[graph]; }
+  // that of a graph, -1 for none
+  std::int64_t set_of(std::int64_t graph) const {
+    if (!row_set) return 0;
+    const std::int64_t set = size(graph) ? row_set[ptr[graph]] : -1;
+    return set < sets ? std::max<std::int64_t>(set, -1) : -1;
+  }
+  std::int64_t slots_of(std::int64_t graph) const { return set_of(graph) < 0 ? 0 : slots; }
 };
 
 // What a graph's matrices measure. Queries are taken in blocks: as many as keep the scores of the
@@ -118,7 +126,7 @@ Plan plan(const Problem<T, A>& in, std::int64_t most_chunks) {
   constexpr std::int64_t kChunks = 96, kLeastWork = 1 << 18;
   const auto work = [&](std::int64_t graph) {
     const std::int64_t n = in.size(graph);
-    return (n * (n + in.slots) + 8 * n) * (in.width + in.value_width) * in.heads;
+    return (n * (n + in.slots_of(graph)) + 8 * n) * (in.width + in.value_width) * in.heads;
   };
   std::int64_t total = 0;
   for (std::int64_t g = 0; g < in.graphs; ++g) total += work(g);

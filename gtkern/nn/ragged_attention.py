@@ -80,6 +80,7 @@ class RaggedMultiheadAttention(nn.Module):
         bias: Sequence[tuple[PairIndex, Tensor]] = (),
         prefix_k: Tensor | None = None,
         prefix_v: Tensor | None = None,
+        prefix_set: Tensor | None = None,
     ) -> Tensor:
         """Attend inside each graph.
 
@@ -89,6 +90,8 @@ class RaggedMultiheadAttention(nn.Module):
             bias: see gtkern.ops.ragged_attention.
             prefix_k, prefix_v: [P, H, D] each: keys and values that every node sees besides, not
                 projected. Where the module has lost heads, H is what it was, here and in `bias`.
+            prefix_set: int64 [G]: the prefixes are sets [S, P, H, D], of which each graph's nodes
+                see this one; -1: none.
 
         Returns:
             [N, C].
@@ -98,7 +101,7 @@ class RaggedMultiheadAttention(nn.Module):
         if self._columns is not None:
             bias = [(index, table.index_select(1, self._columns)) for index, table in bias]
             prefix_k, prefix_v = (
-                None if prefix is None else prefix.index_select(1, self._columns)
+                None if prefix is None else prefix.index_select(-2, self._columns)
                 for prefix in (prefix_k, prefix_v)
             )
         out = self.attend(
@@ -110,6 +113,7 @@ class RaggedMultiheadAttention(nn.Module):
             # under autocast the projections are narrower than parameters
             prefix_k=None if prefix_k is None else prefix_k.to(q.dtype),
             prefix_v=None if prefix_v is None else prefix_v.to(q.dtype),
+            prefix_set=prefix_set,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
         )

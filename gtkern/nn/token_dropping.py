@@ -85,6 +85,7 @@ class TokenDroppingAttention(nn.Module):
         bias: Sequence[tuple[PairIndex, Tensor]] = (),
         prefix_k: Tensor | None = None,
         prefix_v: Tensor | None = None,
+        prefix_set: Tensor | None = None,
     ) -> Tensor:
         """See RaggedMultiheadAttention.
 
@@ -93,15 +94,17 @@ class TokenDroppingAttention(nn.Module):
             ragged: the graphs.
             bias: of all tokens' pairs; see gtkern.ops.ragged_attention.
             prefix_k, prefix_v: [P, H, D]; keys and values that every kept token sees besides.
+            prefix_set: int64 [G]: the set of them, then [S, P, H, D], that a graph's tokens see.
 
         Returns:
             [N, C].
         """
         # under autocast the scores are narrower than the rows that their gate multiplies
         score = self.scorer(x).squeeze(1).to(x.dtype)
+        prefix = (prefix_k, prefix_v, prefix_set)
         if self.mode == "released":
             masked = x * self._released_mask(score, ragged)[:, None]
-            every: Tensor = self.attention(masked, ragged, bias, prefix_k, prefix_v)
+            every: Tensor = self.attention(masked, ragged, bias, *prefix)
             return every
         noise = "gumbel" if self.noise and self.training else None
         select = functools.partial(
@@ -117,11 +120,11 @@ class TokenDroppingAttention(nn.Module):
         if self.mode == "mask":
             # of dropped tokens too the mask has the gradient: keeping everything gives it to all
             mask = select(ratio=1.0).gate - (selection.position < 0).to(x.dtype)
-            every = self.attention(x * mask[:, None], ragged, bias, prefix_k, prefix_v)
+            every = self.attention(x * mask[:, None], ragged, bias, *prefix)
             return every
         rows = ops.gather_tokens(x, selection, selection.gate)
         among = [(ops.gather_pairs(index, selection), table) for index, table in bias]
-        out = self.attention(rows, selection.kept, among, prefix_k, prefix_v)
+        out = self.attention(rows, selection.kept, among, *prefix)
         return ops.scatter_tokens(out, selection)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:

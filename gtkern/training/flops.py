@@ -37,18 +37,22 @@ def _of_attention(entries: int, q: Tensor, v: Tensor, *, backward: bool) -> int:
     return 2 * entries * heads * (3 * d + 2 * dv if backward else d + dv)
 
 
-def _ragged_entries(q: Tensor, pair_ptr: Tensor, prefix_k: Tensor | None) -> int:
-    slots = 0 if prefix_k is None else prefix_k.size(0)
-    return int(pair_ptr[-1]) + q.size(0) * slots
+def _ragged_entries(
+    q: Tensor, pair_ptr: Tensor, prefix_k: Tensor | None, row_set: Tensor | None
+) -> int:
+    slots = 0 if prefix_k is None else prefix_k.size(-3)
+    rows = q.size(0) if row_set is None else int((row_set >= 0).sum())
+    return int(pair_ptr[-1]) + rows * slots
 
 
 @register_flop_formula(torch.ops.gtkern.ragged_attention_fwd, get_raw=True)
 def _ragged_forward(
     q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, *rest: Any, **more: Any,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
+    *rest: Any, **more: Any,
 ) -> int:  # fmt: skip
-    return _of_attention(_ragged_entries(q, pair_ptr, prefix_k), q, v, backward=False)
+    return _of_attention(_ragged_entries(q, pair_ptr, prefix_k, row_set), q, v, backward=False)
 
 
 @register_flop_formula(torch.ops.gtkern.ragged_attention_bwd, get_raw=True)
@@ -56,9 +60,10 @@ def _ragged_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, *rest: Any, **more: Any,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
+    *rest: Any, **more: Any,
 ) -> int:  # fmt: skip
-    return _of_attention(_ragged_entries(q, pair_ptr, prefix_k), q, v, backward=True)
+    return _of_attention(_ragged_entries(q, pair_ptr, prefix_k, row_set), q, v, backward=True)
 
 
 @register_flop_formula(torch.ops.gtkern.block_sparse_linear_fwd, get_raw=True)

@@ -119,6 +119,18 @@ def test_kept_heads_read_their_columns_of_bias_and_prefix() -> None:
     assert kept.keep_heads([1]).heads == (2,)
 
 
+def test_each_graph_sees_its_set_of_prefixes() -> None:
+    whole = RaggedMultiheadAttention(WIDTH, HEADS)
+    ragged = Ragged.from_ptr(torch.tensor(PTR))
+    prefix_k, prefix_v = torch.randn(2, 2, 3, HEADS, WIDTH // HEADS)
+    x, sets = torch.randn(PTR[-1], WIDTH), torch.tensor([1, 0, -1, 0])
+    for layer in (whole, whole.keep_heads([0, 2])):
+        found = layer(x, ragged, (), prefix_k, prefix_v, sets)
+        torch.testing.assert_close(found[:4], layer(x, ragged, (), prefix_k[1], prefix_v[1])[:4])
+        torch.testing.assert_close(found[4:5], layer(x, ragged)[4:5])
+        torch.testing.assert_close(found[5:], layer(x, ragged, (), prefix_k[0], prefix_v[0])[5:])
+
+
 @pytest.mark.parametrize("heads", [[], [1, 0], [0, 0], [-1], [3]])
 def test_kept_heads_must_be_there_and_rise(heads: list[int]) -> None:
     with pytest.raises(ValueError, match=r"^heads must be one or more of 0 \.\. 2, rising, got"):

@@ -11,16 +11,25 @@ HEADS, WIDTH = 2, 4
 PAIRS = 3 * 3 + 5 * 5
 
 
-def attend(prefix: int = 0) -> tuple[torch.Tensor, int]:
+def attend(prefix: int = 0, sets: tuple[int, ...] | None = None) -> torch.Tensor:
     q, k, v = torch.randn(3, 8, HEADS, WIDTH).requires_grad_().unbind(0)
-    extra = torch.randn(2, prefix, HEADS, WIDTH) if prefix else (None, None)
-    ragged = Ragged.from_ptr(torch.tensor([0, 3, 8]))
-    return ops.ragged_attention(q, k, v, ragged, prefix_k=extra[0], prefix_v=extra[1])
+    shape = () if sets is None else (max(sets) + 1,)
+    extra = torch.randn(2, *shape, prefix, HEADS, WIDTH) if prefix else (None, None)
+    return ops.ragged_attention(
+        q,
+        k,
+        v,
+        Ragged.from_ptr(torch.tensor([0, 3, 8])),
+        prefix_k=extra[0],
+        prefix_v=extra[1],
+        prefix_set=None if sets is None else torch.tensor(sets),
+    )
 
 
 def test_ragged_attention_counts_pairs() -> None:
     assert count_flops(attend) == 2 * PAIRS * HEADS * 2 * WIDTH
     assert count_flops(lambda: attend(3)) == 2 * (PAIRS + 8 * 3) * HEADS * 2 * WIDTH
+    assert count_flops(lambda: attend(3, (-1, 1))) == 2 * (PAIRS + 5 * 3) * HEADS * 2 * WIDTH
 
 
 def test_backward_computes_scores_anew() -> None:

@@ -40,10 +40,28 @@ class Bias(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """Keys and values that every query sees after those of its graph: [P, H, D], [P, H, Dv]."""
+    """Keys and values that a query sees after those of its graph.
 
-    k: Tensor | None
-    v: Tensor | None
+    Attributes:
+        k: [P, H, D], or of several sets [S, P, H, D].
+        v: [P, H, Dv], or [S, P, H, Dv].
+        row_set: int64 [N]: the set that each row's graph sees, outside 0 .. S - 1 for none; the
+            same for all rows of a graph. None: there is one set, and all see it.
+    """
+
+    k: Tensor | None = None
+    v: Tensor | None = None
+    row_set: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """P; 0 without a prefix."""
+        return 0 if self.k is None else self.k.size(-3)
+
+    @property
+    def sets(self) -> int:
+        """S; 1 where all see the same."""
+        return 1 if self.k is None or self.row_set is None else self.k.size(0)
 
 
 class Options(NamedTuple):

@@ -30,6 +30,7 @@ def ragged_attention(
     bias: Sequence[tuple[PairIndex, Tensor]] = (),
     prefix_k: Tensor | None = None,
     prefix_v: Tensor | None = None,
+    prefix_set: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
     seed: int | Tensor | None = None,
@@ -54,7 +55,11 @@ def ragged_attention(
         bias: pairs (index, table): for every pair of nodes a row of a table [B, H], B at least
             index.num_entries. All tables have one dtype: that of q, or float32.
         prefix_k: [P, H, D], dtype of q: keys that every query of the batch sees; needs prefix_v.
-        prefix_v: [P, H, Dv], dtype of q.
+            With prefix_set, S sets of them: [S, P, H, D].
+        prefix_v: [P, H, Dv], dtype of q; with prefix_set [S, P, H, Dv].
+        prefix_set: int64 [G], which of the sets 0 .. S - 1 the queries of each graph see; -1: none.
+            Another number is an error on a CPU. On a GPU, and in compiled code, values are not read
+            back, and such a number counts as -1.
         scale: multiplies the products; default D ** -0.5.
         dropout: probability in [0, 1) that a normalised score is set to 0, the others growing by
             1 / (1 - dropout).
@@ -75,10 +80,11 @@ def ragged_attention(
     """
     _check_inputs(q, k, v, ragged)
     indices, tables = _check_bias(bias, q, ragged)
-    prefix = _check_prefix(prefix_k, prefix_v, q, v)
+    _check_prefix(prefix_k, prefix_v, prefix_set, q, v, ragged)
     names = {f"bias[{at}]": table for at, table in enumerate(tables)}
-    _check.same_device(q=q, k=k, v=v, ragged=ragged.ptr, **names, prefix_k=prefix.k,
-                       prefix_v=prefix.v)  # fmt: skip
+    _check.same_device(q=q, k=k, v=v, ragged=ragged.ptr, **names, prefix_k=prefix_k,
+                       prefix_v=prefix_v, prefix_set=prefix_set)  # fmt: skip
+    prefix = Prefix(prefix_k, prefix_v, _row_set(prefix_k, prefix_set, ragged))
     largest = sys.float_info.max
     factor = (
         q.size(2) ** -0.5 if scale is None else _check.number("scale", scale, -largest, largest)
@@ -110,8 +116,7 @@ def ragged_attention(
         index,
         None if table is None else table.contiguous(),
         first_row,
-        None if prefix.k is None else prefix.k.contiguous(),
-        None if prefix.v is None else prefix.v.contiguous(),
+        *(None if part is None else part.contiguous() for part in prefix),
         factor,
         dropout,
         seed_tensor,
@@ -183,22 +188,52 @@ def _check_bias(
     return indices, tables
 
 
-def _check_prefix(prefix_k: Tensor | None, prefix_v: Tensor | None, q: Tensor, v: Tensor) -> Prefix:
+def _check_prefix(
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    prefix_set: Tensor | None,
+    q: Tensor,
+    v: Tensor,
+    ragged: Ragged,
+) -> None:
     if prefix_k is None and prefix_v is None:
-        return Prefix(None, None)
+        if prefix_set is not None:
+            raise ValueError("prefix_k and prefix_v must be given too: prefix_set chooses of them")
+        return
     if prefix_k is None:
         raise ValueError("prefix_k must be given too: prefix_k and prefix_v work as a pair")
     if prefix_v is None:
         raise ValueError("prefix_v must be given too: prefix_k and prefix_v work as a pair")
     _check.floating("prefix_k", prefix_k)
     _check.floating("prefix_v", prefix_v)
-    _check.rank("prefix_k", prefix_k, "P, H, D")
-    slots = prefix_k.size(0)
-    _check.shape("prefix_k", prefix_k, "P, H, D", (slots, q.size(1), q.size(2)))
-    _check.shape("prefix_v", prefix_v, "P, H, Dv", (slots, q.size(1), v.size(2)))
+    axes = "P" if prefix_set is None else "S, P"
+    _check.rank("prefix_k", prefix_k, f"{axes}, H, D")
+    slots = prefix_k.shape[:-2]
+    _check.shape("prefix_k", prefix_k, f"{axes}, H, D", (*slots, q.size(1), q.size(2)))
+    _check.shape("prefix_v", prefix_v, f"{axes}, H, Dv", (*slots, q.size(1), v.size(2)))
     _check.same_dtype("prefix_k", prefix_k, "q", q)
     _check.same_dtype("prefix_v", prefix_v, "q", q)
-    return Prefix(prefix_k, prefix_v)
+    if prefix_set is None:
+        return
+    _check.tensor("prefix_set", prefix_set)
+    if prefix_set.dtype != torch.int64:
+        raise TypeError(f"prefix_set must be int64, got {prefix_set.dtype}")
+    _check.shape("prefix_set", prefix_set, "G", (ragged.num_graphs,))
+    if prefix_k.size(0) < 1:
+        raise ValueError("prefix_k must have at least 1 set, got 0")
+
+
+def _row_set(prefix_k: Tensor | None, prefix_set: Tensor | None, ragged: Ragged) -> Tensor | None:
+    """See Prefix.row_set."""
+    if prefix_k is None or prefix_set is None:
+        return None
+    if prefix_set.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = prefix_set[(prefix_set < -1) | (prefix_set >= prefix_k.size(0))]
+        if wrong.numel():
+            raise ValueError(
+                f"prefix_set must be -1 .. {prefix_k.size(0) - 1} (sets - 1), got {int(wrong[0])}"
+            )
+    return prefix_set.index_select(0, ragged.batch())
 
 
 def _whole_rows(rows: Tensor) -> bool:
@@ -212,8 +247,8 @@ def _options(scale: float, dropout: float, seed: Tensor | None) -> Options:
 
 _INPUTS = (
     "Tensor ptr, Tensor pair_ptr, SymInt max_nodes, Tensor[] index, Tensor? table, "
-    "SymInt[] first_row, Tensor? prefix_k, Tensor? prefix_v, float scale, float dropout, "
-    "Tensor? seed"
+    "SymInt[] first_row, Tensor? prefix_k, Tensor? prefix_v, Tensor? row_set, float scale, "
+    "float dropout, Tensor? seed"
 )
 torch.library.define(
     "gtkern::ragged_attention_fwd",
@@ -248,7 +283,7 @@ def _bias(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, prefix_v: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
     scale: float, dropout: float, seed: Tensor | None, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     return tuple(
@@ -258,7 +293,7 @@ def _forward(
             v,
             Batch(ptr, pair_ptr, max_nodes),
             _bias(index, table, first_row, q),
-            Prefix(prefix_k, prefix_v),
+            Prefix(prefix_k, prefix_v, row_set),
             _options(scale, dropout, seed),
         )
     )
@@ -269,7 +304,7 @@ def _backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, prefix_v: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
     scale: float, dropout: float, seed: Tensor | None, needs: Sequence[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     gradients = _load(backend).backward(
@@ -281,7 +316,7 @@ def _backward(
         lse,
         Batch(ptr, pair_ptr, max_nodes),
         _bias(index, table, first_row, q),
-        Prefix(prefix_k, prefix_v),
+        Prefix(prefix_k, prefix_v, row_set),
         _options(scale, dropout, seed),
         Needs(*needs),
     )
@@ -294,7 +329,7 @@ def _backward(
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, prefix_v: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
     scale: float, dropout: float, seed: Tensor | None, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     nodes, heads, _ = q.shape
@@ -309,7 +344,7 @@ def _backward_fake(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     ptr: Tensor, pair_ptr: Tensor, max_nodes: int,
     index: Sequence[Tensor], table: Tensor | None, first_row: Sequence[int],
-    prefix_k: Tensor | None, prefix_v: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None, row_set: Tensor | None,
     scale: float, dropout: float, seed: Tensor | None, needs: Sequence[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (q, k, v, table, prefix_k, prefix_v)
@@ -326,18 +361,19 @@ _DIFFERENTIABLE = (0, 1, 2, 7, 9, 10)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, prefix_k, prefix_v, *rest = inputs
+    q, k, v, ptr, pair_ptr, max_nodes, index, table, first_row, *prefix = inputs[:12]
     out, lse = output
-    *ctx.options, ctx.backend = rest
+    *ctx.options, ctx.backend = inputs[12:]
     if ctx.backend == "cpu":
         # its backward reads no output; kept, it would outlive the layer that takes it
         out = out.new_empty(0)
-    ctx.save_for_backward(out, lse, q, k, v, ptr, pair_ptr, table, prefix_k, prefix_v, *index)
+    ctx.save_for_backward(out, lse, q, k, v, ptr, pair_ptr, table, *prefix, *index)
     ctx.max_nodes, ctx.first_row = max_nodes, first_row
 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    out, lse, q, k, v, ptr, pair_ptr, table, prefix_k, prefix_v, *index = ctx.saved_tensors
+    out, lse, q, k, v, ptr, pair_ptr, table, *rest = ctx.saved_tensors
+    prefix, index = rest[:3], rest[3:]
     needs = [bool(ctx.needs_input_grad[at]) for at in _DIFFERENTIABLE]
     gradients = torch.ops.gtkern.ragged_attention_bwd(
         torch.zeros_like(v) if grad_out is None else grad_out,
@@ -352,13 +388,12 @@ def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
         index,
         table,
         ctx.first_row,
-        prefix_k,
-        prefix_v,
+        *prefix,
         *ctx.options,
         needs,
         ctx.backend,
     )
-    result: list[Any] = [None] * 15
+    result: list[Any] = [None] * 16
     for at, needed, gradient in zip(_DIFFERENTIABLE, needs, gradients, strict=True):
         result[at] = gradient if needed else None
     # the place of a list of tensors takes a list; an empty list of numbers passes for one too

@@ -26,13 +26,20 @@ def forward(
         structural = structural + bias.table.to(work)[row]  # [pairs, H]
         real = real & here
     if prefix.k is not None and prefix.v is not None:
-        # every query sees every slot, which are the keys after those of the batch
-        slots = prefix.k.size(0)
+        # the slots of a query's set, which are keys after those of the batch
+        slots = prefix.slots
         every = torch.arange(nodes, device=q.device)
+        number = torch.zeros_like(every) if prefix.row_set is None else prefix.row_set
+        sees = (number >= 0) & (number < prefix.sets)
+        slot = nodes + number[:, None] * slots + torch.arange(slots, device=q.device)
+        # of a query without a set the pairs stay, with itself and masked: a pair's place is its
+        # number in the dropout mask
+        slot = torch.where(sees[:, None], slot, every[:, None])
         query = torch.cat((query, every.repeat_interleave(slots)))
-        key = torch.cat((key, nodes + torch.arange(slots, device=q.device).repeat(nodes)))
-        k, v = torch.cat((k, prefix.k)), torch.cat((v, prefix.v))
-        real = torch.cat((real, real.new_ones(nodes * slots)))
+        key = torch.cat((key, slot.flatten()))
+        k = torch.cat((k, prefix.k.flatten(0, -3)))
+        v = torch.cat((v, prefix.v.flatten(0, -3)))
+        real = torch.cat((real, sees.repeat_interleave(slots)))
         if bias.indices:
             structural = torch.cat((structural, structural.new_zeros(nodes * slots, heads)))
 

@@ -32,7 +32,7 @@ _SCORE_ELEMENTS = 2**26
 """Gradients of scores that are held at a time, for the tables: as many heads as fit, at least
 one. They are four bytes a pair and head, where the indices are one or two a pair."""
 
-_PREFIX_CHUNKS, _PREFIX_CHUNK_ROWS = 64, 256
+_PREFIX_CHUNKS, _LEAST_PREFIX_CHUNKS, _PREFIX_CHUNK_ROWS, _PREFIX_ELEMENTS = 64, 8, 256, 2**24
 _TABLE_CHUNKS, _TABLE_CHUNK_PAIRS, _TABLE_ELEMENTS = 256, 1024, 2**24
 """Gradients of what the whole batch shares come as parts, one for each chunk of queries or pairs,
 which are then added in order. Chunks are of at least so many rows, and there are at most so many:
@@ -129,9 +129,10 @@ def _items(ptr: Tensor, block: int, above: int, until: int, most: int) -> Tensor
 
 
 def _numbers(prefix: Prefix, options: Options) -> tuple[float, ...]:
-    """P, scale, threshold, keep_scale, seed."""
+    """P, S, scale, threshold, keep_scale, seed."""
     return (
-        0 if prefix.k is None else prefix.k.size(0),
+        prefix.slots,
+        prefix.sets,
         options.scale,
         dropout_threshold(options.dropout),
         1 / (1 - options.dropout),
@@ -243,7 +244,7 @@ def _fill_keys(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
     grad_out, q, k, v, _, lse, delta, batch, bias, prefix, options, passes = shared
     for each in passes:
         key_kernel[each.programs, q.size(1), each.tiles](
-            grad_out, q, k, v, lse, delta, *each.structure(batch, bias), 0, 0,
+            grad_out, q, k, v, lse, delta, *each.structure(batch, bias), 0, 0, None,
             *_numbers(prefix, options),
             gradients.k if needs.k else None, gradients.v if needs.v else None,
             **shared.sizes, PREFIX=False, **each.blocks(each.narrow, each.block),
@@ -253,16 +254,18 @@ def _fill_keys(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
 def _fill_prefix(shared: _Shared, gradients: Gradients, needs: Needs) -> None:
     """Write the gradients of the prefix: parts by chunks of queries, then their sum."""
     grad_out, q, _, _, _, lse, delta, batch, bias, prefix, options, passes = shared
-    (rows, heads, _), slots = q.shape, gradients.prefix_k.size(0) or gradients.prefix_v.size(0)
-    chunk = max(_PREFIX_CHUNK_ROWS, -(-rows // _PREFIX_CHUNKS))
+    rows, heads, _ = q.shape
+    most = max(gradients.prefix_k.numel(), gradients.prefix_v.numel(), 1)
+    limit = max(_LEAST_PREFIX_CHUNKS, min(_PREFIX_CHUNKS, _PREFIX_ELEMENTS // most))
+    chunk = max(_PREFIX_CHUNK_ROWS, -(-rows // limit))
     chunks = -(-rows // chunk)
     wanted = [(gradients.prefix_k, needs.prefix_k), (gradients.prefix_v, needs.prefix_v)]
     parts = [lse.new_empty(chunks, *full.shape) if needed else None for full, needed in wanted]
-    if chunks and slots:
+    if chunks and prefix.slots:
         last = passes[-1]
-        key_kernel[chunks, heads, -(-slots // last.block)](
-            grad_out, q, *prefix, lse, delta, *last.structure(batch, bias), rows, chunk,
-            *_numbers(prefix, options), *parts, **shared.sizes, PREFIX=True,
+        key_kernel[chunks * prefix.sets, heads, -(-prefix.slots // last.block)](
+            grad_out, q, prefix.k, prefix.v, lse, delta, *last.structure(batch, bias), rows, chunk,
+            prefix.row_set, *_numbers(prefix, options), *parts, **shared.sizes, PREFIX=True,
             **last.blocks(last.narrow, last.block),
         )  # fmt: skip
     for part, (full, _) in zip(parts, wanted, strict=True):

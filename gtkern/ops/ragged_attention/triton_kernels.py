@@ -13,7 +13,7 @@ import triton.language as tl
 
 from gtkern.ops._triton import LN2, LOG2E, dot
 
-_CALL = ["above", "most", "graphs", "prefixes", "threshold", "seed"]
+_CALL = ["above", "most", "graphs", "prefixes", "sets", "threshold", "seed"]
 """Numbers of a call that no kernel is compiled anew for."""
 
 
@@ -37,6 +37,19 @@ def _place(ptr_ptr, items_ptr, above, most, BLOCK: tl.constexpr):
     count = (tl.load(ptr_ptr + graph + 1) - begin).to(tl.int32)
     used = used & (count > above) & (count <= most)
     return graph, begin, tl.where(used, count, 0), first
+
+
+@triton.jit
+def _prefix_of(row_set_ptr, row, prefixes, sets):
+    """The first slot that a row's graph sees, among those of all sets, and how many it sees."""
+    number = row * 0
+    seen = prefixes
+    if row_set_ptr is not None:
+        number = tl.load(row_set_ptr + row)
+        there = (number >= 0) & (number < sets)
+        number = tl.where(there, number, 0)
+        seen = tl.where(there, prefixes, 0)
+    return number * prefixes, seen
 
 
 @triton.jit
@@ -111,7 +124,7 @@ def _fold(total, peak, acc, score, value, keep, DROPOUT: tl.constexpr):
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
     ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
-    prefix_k_ptr, prefix_v_ptr, prefixes, scale, threshold, keep_scale, seed,
+    prefix_k_ptr, prefix_v_ptr, row_set_ptr, prefixes, sets, scale, threshold, keep_scale, seed,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -129,12 +142,13 @@ def forward_kernel(
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     if prefix_k_ptr is not None:
-        for start in range(0, prefixes, BLOCK_N):
+        first_slot, seen = _prefix_of(row_set_ptr, begin, prefixes, sets)
+        for start in range(0, seen, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            mask_n = offs_n < prefixes
+            mask_n = offs_n < seen
             slot = offs_n.to(tl.int64)
-            key = _load_rows(prefix_k_ptr, slot, head, mask_n, H, D, BLOCK_D)
-            value = _load_rows(prefix_v_ptr, slot, head, mask_n, H, DV, BLOCK_DV)
+            key = _load_rows(prefix_k_ptr, first_slot + slot, head, mask_n, H, D, BLOCK_D)
+            value = _load_rows(prefix_v_ptr, first_slot + slot, head, mask_n, H, DV, BLOCK_DV)
             live = mask_m[:, None] & mask_n[None, :]
             score = tl.where(live, dot(query, tl.trans(key)) * (scale * LOG2E), float("-inf"))
             keep = 1.0
@@ -177,7 +191,7 @@ def _load_softmax(lse_ptr, delta_ptr, row, head, mask, H: tl.constexpr):
 def query_kernel(
     grad_out_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr,
     ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
-    prefix_k_ptr, prefix_v_ptr, prefixes, scale, threshold, keep_scale, seed,
+    prefix_k_ptr, prefix_v_ptr, row_set_ptr, prefixes, sets, scale, threshold, keep_scale, seed,
     grad_q_ptr, grad_score_ptr, num_pairs, first_head,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -205,12 +219,13 @@ def query_kernel(
     query = _load_rows(q_ptr, row, head, mask_m, H, D, BLOCK_D)
     grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if prefix_k_ptr is not None and grad_q_ptr is not None:
-        for start in range(0, prefixes, BLOCK_N):
+        first_slot, seen = _prefix_of(row_set_ptr, begin, prefixes, sets)
+        for start in range(0, seen, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
-            mask_n = offs_n < prefixes
+            mask_n = offs_n < seen
             slot = offs_n.to(tl.int64)
-            key = _load_rows(prefix_k_ptr, slot, head, mask_n, H, D, BLOCK_D)
-            value = _load_rows(prefix_v_ptr, slot, head, mask_n, H, DV, BLOCK_DV)
+            key = _load_rows(prefix_k_ptr, first_slot + slot, head, mask_n, H, D, BLOCK_D)
+            value = _load_rows(prefix_v_ptr, first_slot + slot, head, mask_n, H, DV, BLOCK_DV)
             live = mask_m[:, None] & mask_n[None, :]
             score = dot(query, tl.trans(key)) * (scale * LOG2E)
             grad_p = dot(grad_out, tl.trans(value))
@@ -249,7 +264,7 @@ def query_kernel(
 def key_kernel(
     grad_out_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr,
     ptr_ptr, pair_ptr_ptr, items_ptr, above, most, graphs, indices, table_ptr, first_rows,
-    num_rows, chunk_rows, prefixes, scale, threshold, keep_scale, seed,
+    num_rows, chunk_rows, row_set_ptr, prefixes, sets, scale, threshold, keep_scale, seed,
     grad_k_ptr, grad_v_ptr,
     H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DROPOUT: tl.constexpr,
     PREFIX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -257,20 +272,21 @@ def key_kernel(
 ):  # fmt: skip
     """Gradients of BLOCK_N keys and values of a graph from its queries.
 
-    PREFIX: those of the prefix from `chunk_rows` queries of the batch, chunk after chunk, as parts
-    [chunks, P, H, *] to be summed.
+    PREFIX: those of each set of the prefix from `chunk_rows` queries of the batch, chunk after
+    chunk, as parts [chunks, S, P, H, *] to be summed.
     """
     head = tl.program_id(1)
     lane = tl.arange(0, BLOCK_N)
     if PREFIX:
-        chunk = tl.program_id(0).to(tl.int64)
-        begin = chunk * chunk_rows
+        number = tl.program_id(0).to(tl.int64)
+        own_set = number % sets
+        begin = number // sets * chunk_rows
         count = tl.minimum(num_rows - begin, chunk_rows).to(tl.int32)
         offs_n = tl.program_id(2) * BLOCK_N + lane
         mask_n = offs_n < prefixes
-        key_row = offs_n.to(tl.int64)
-        grad_row = chunk * prefixes + offs_n
-        pairs = key_row
+        pairs = offs_n.to(tl.int64)
+        key_row = own_set * prefixes + pairs
+        grad_row = number * prefixes + pairs
     else:
         graph, begin, count, first = _place(ptr_ptr, items_ptr, above, most, BLOCK_N)
         if first >= count:
@@ -288,6 +304,8 @@ def key_kernel(
         offs_m = start + tl.arange(0, BLOCK_M)
         mask_m = offs_m < count
         row = begin + offs_m
+        if row_set_ptr is not None:
+            mask_m &= tl.load(row_set_ptr + row, mask=mask_m, other=-1) == own_set
         query = _load_rows(q_ptr, row, head, mask_m, H, D, BLOCK_D)
         grad_out = _load_rows(grad_out_ptr, row, head, mask_m, H, DV, BLOCK_DV)
         lse, delta = _load_softmax(lse_ptr, delta_ptr, row, head, mask_m, H)
