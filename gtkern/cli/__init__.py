@@ -1,4 +1,4 @@
-"""The command line: gtkern train, prune, experiment, doctor and bench.
+"""The command line: gtkern train, pretrain, prune, experiment, doctor and bench.
 
 What a command needs is imported when it runs, so that help and mistakes come at once. A mistake of
 the user ends with one line on stderr and exit code 2.
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from gtkern.cli.experiment import experiment
+from gtkern.cli.pretrain import pretrain
 from gtkern.cli.prune import prune
 from gtkern.cli.train import train
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
+app.command(no_args_is_help=True)(pretrain)
 app.command(no_args_is_help=True)(prune)
 app.add_typer(experiment, name="experiment")
 

@@ -130,7 +130,7 @@ def prune(
     console.print(table(summary))
     console.print(pruned.table())
     console.print(
-        f"the compact network is in {folder_path / 'model'} (gtkern.models.load_pruned reads it); "
+        f"the compact network is in {folder_path / 'model'} (gtkern.models.load_model reads it); "
         f"pictures are in {folder_path / 'plots'}",
         highlight=False,
     )

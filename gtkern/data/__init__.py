@@ -8,6 +8,7 @@ from gtkern.data.node import NodeData, check_node_data, random_split
 from gtkern.data.packed import PackedGraphs
 from gtkern.data.power_law import power_law
 from gtkern.data.published import PUBLISHED, DataNotFoundError, load_published
+from gtkern.data.smiles_file import read_smiles
 from gtkern.data.splits import Split
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "motifs",
     "power_law",
     "random_split",
+    "read_smiles",
 ]

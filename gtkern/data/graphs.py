@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 import warnings
@@ -174,7 +173,7 @@ def _cached(
         {
             "format": FORMAT,
             "files": _files.digest(place / file for file in source.files),
-            "libraries": {library: _version(library) for library in source.libraries},
+            "libraries": {library: _files.version(library) for library in source.libraries},
         }
     )
     found = _files.read(path)
@@ -208,10 +207,3 @@ def _from_file(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Raw:
         split,
         tuple(Problem(*problem) for problem in facts["problems"]),
     )
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-__all__ = ["feature_sizes", "from_smiles", "scaffold"]
+__all__ = ["feature_sizes", "from_smiles", "parse_smiles", "scaffold"]
 
 _NEEDED = "molecules need rdkit and OGB: pip install 'gtkern[molecules]'"
 
@@ -31,7 +31,7 @@ def from_smiles(smiles: str) -> Data:
 
     Reference: Hu et al. 2020 (Open Graph Benchmark), section 5.1.
     """
-    _molecule(smiles)
+    parse_smiles(smiles)
     from ogb.utils.mol import smiles2graph
     from rdkit import rdBase
     from torch_geometric.data import Data
@@ -67,14 +67,19 @@ def scaffold(smiles: str) -> str:
 
     Reference: Bemis and Murcko 1996, "The properties of known drugs. 1. Molecular frameworks".
     """
-    molecule = _molecule(smiles)
+    molecule = parse_smiles(smiles)
     from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 
     return str(MurckoScaffoldSmiles(mol=molecule, includeChirality=False))
 
 
-def _molecule(smiles: str) -> Any:
-    """rdkit's molecule, or ValueError with rdkit's reason."""
+def parse_smiles(smiles: str) -> Any:
+    """rdkit's molecule of a SMILES.
+
+    Raises:
+        ValueError: it cannot be read, or has no atoms; says why. TypeError: no string. ImportError:
+            rdkit or OGB is missing.
+    """
     if not isinstance(smiles, str):
         raise TypeError(f"smiles must be a string, got {type(smiles).__name__}")
     try:

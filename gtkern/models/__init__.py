@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gtkern.models.graphormer_checkpoint import load_checkpoint
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
     from gtkern.models.light import LiGhT, LiGhTSettings
-    from gtkern.models.pruned import load_pruned, save_pruned
+    from gtkern.models.saved import load_model, save_model
 
 __all__ = [
     "Exphormer",
@@ -29,8 +29,8 @@ __all__ = [
     "ScoreEstimator",
     "augment",
     "load_checkpoint",
-    "load_pruned",
-    "save_pruned",
+    "load_model",
+    "save_model",
 ]
 
 _LATER = {
@@ -43,8 +43,8 @@ _LATER = {
     "LiGhT": "light",
     "load_checkpoint": "graphormer_checkpoint",
     "LiGhTSettings": "light",
-    "load_pruned": "pruned",
-    "save_pruned": "pruned",
+    "load_model": "saved",
+    "save_model": "saved",
 }
 """Where names are that are loaded on first use: PyG takes longer to load than all else here."""
 

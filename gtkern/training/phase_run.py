@@ -87,7 +87,7 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        names = ("phase*", "training.*", "prune.*", "finetune.*")
+        names = ("phase*", "training.*", "pretraining.*", "prune.*", "finetune.*")
         patterns = (*(f"checkpoints/{name}" for name in names), "scores/*.npy", "plots/*.png")
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):

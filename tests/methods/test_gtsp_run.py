@@ -21,7 +21,7 @@ from gtkern.methods.gtsp import Schedule
 from gtkern.methods.gtsp.joint import make_pruners, schedules, split_budget
 from gtkern.methods.gtsp.run import PruneRun
 from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
-from gtkern.models import load_pruned
+from gtkern.models import load_model
 from gtkern.nn import BlockSparseLinear
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
@@ -111,7 +111,7 @@ def test_a_run_leaves_a_compact_network_and_a_report(
     assert report["compact"]["test"] == pytest.approx(summary["test"]["accuracy"])
     for name in ("curves", "heads", "kept", "layers", "tokens"):
         assert (tmp_path / f"plots/{name}.png").stat().st_size > 1000
-    network = load_pruned(tmp_path / "model")
+    network = load_model(tmp_path / "model")
     batch = dataset().graphs.batch(range(5))
     state = load_file(tmp_path / "checkpoints/finetune.safetensors")
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
@@ -152,7 +152,7 @@ def test_blocks_are_what_is_left_of_layers_outside_attention(
     kept = report["kept"]["weights"]
     assert not any("attention" in name or name.startswith("head") for name in kept)
     assert report["compact"]["flops"] < 0.8 * report["dense"]["flops"]
-    network = load_pruned(tmp_path / "model")
+    network = load_model(tmp_path / "model")
     sparse = [part for part in network.modules() if isinstance(part, BlockSparseLinear)]
     assert len(sparse) == sum(share < 1 for share in kept.values())
     state = load_file(tmp_path / "checkpoints/finetune.safetensors")
@@ -305,7 +305,7 @@ def test_the_command_prunes_a_run(
     out = tmp_path / "pruned"
     assert call(monkeypatch, "prune", trained, "--out", out, "--budget=0.7", *fast) == 0
     shown = capsys.readouterr().out
-    for text in ("prune", "forward, MFLOP", "compact/dense", "not zero", "load_pruned"):
+    for text in ("prune", "forward, MFLOP", "compact/dense", "not zero", "load_model"):
         assert text in shown
     report = json.loads((out / "report.json").read_text())
     assert report["compact"]["flops"] <= 0.71 * report["dense"]["flops"]

@@ -27,7 +27,7 @@ from gtkern.methods.gtsp.joint import (
 )
 from gtkern.methods.gtsp.report import Figures, figures_table, measure_both
 from gtkern.methods.gtsp.settings import PruneSettings
-from gtkern.models.pruned import save_pruned
+from gtkern.models.saved import save_model
 from gtkern.training import memory, plots
 from gtkern.training.errors import UserError
 from gtkern.training.fit import evaluate
@@ -217,7 +217,7 @@ class PruneRun(PhaseRun):
 
     def _export(self, network: nn.Module, phase: Phase, kept: Mapping[str, Any]) -> None:
         graphs = self.data.graphs
-        save_pruned(
+        save_model(
             network.cpu(),
             self.folder / "model",
             node_features=graphs.node_categories or graphs.num_features,

@@ -9,7 +9,7 @@ import pytest
 import small_graphs as graphs
 import torch
 
-from gtkern.models import GraphGPS, GraphGPSSettings, load_pruned, save_pruned
+from gtkern.models import GraphGPS, GraphGPSSettings, load_model, save_model
 from gtkern.nn import BlockSparseLinear, TokenDroppingAttention
 
 NODE, EDGE = (4, 3), (3, 2)
@@ -33,13 +33,13 @@ def make() -> tuple[GraphGPS, object]:
 
 
 def save(model: GraphGPS, path: pathlib.Path) -> None:
-    save_pruned(model, path, node_features=NODE, num_tasks=2, edge_features=EDGE)
+    save_model(model, path, node_features=NODE, num_tasks=2, edge_features=EDGE)
 
 
 def test_what_is_loaded_computes_the_same(tmp_path: pathlib.Path) -> None:
     model, batch = make()
     save(model, tmp_path)
-    loaded = load_pruned(tmp_path)
+    loaded = load_model(tmp_path)
     assert torch.equal(loaded(batch), model(batch))
     assert loaded.layers[0].attention.heads == (1,)
     assert loaded.layers[1].attention is None
@@ -56,7 +56,7 @@ def test_files_of_another_architecture_are_refused(tmp_path: pathlib.Path) -> No
 
     def load(**changes: object) -> None:
         path.write_text(json.dumps({**config, **changes}))
-        load_pruned(tmp_path)
+        load_model(tmp_path)
 
     with pytest.raises(ValueError, match=r"model must be one of GraphGPS, .*, got 'Other'"):
         load(model="Other")
@@ -67,10 +67,10 @@ def test_files_of_another_architecture_are_refused(tmp_path: pathlib.Path) -> No
     with pytest.raises(ValueError, match=r"GraphGPS has no layers\.7"):
         load(structure={**config["structure"], "removed": ["layers.7"]})
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"config\.json is not there: path must name a pru"):
-        load_pruned(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is not there: path must name a sav"):
+        load_model(tmp_path)
 
 
 def test_only_the_models_of_graphs_are_saved(tmp_path: pathlib.Path) -> None:
     with pytest.raises(TypeError, match=r"^model must be one of GraphGPS, .*, got Linear$"):
-        save_pruned(torch.nn.Linear(2, 2), tmp_path, node_features=1, num_tasks=1)
+        save_model(torch.nn.Linear(2, 2), tmp_path, node_features=1, num_tasks=1)

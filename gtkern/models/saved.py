@@ -1,4 +1,4 @@
-"""Pruned networks in files: what was taken out of them, and the weights that are left."""
+"""Networks in files: settings, features, what was pruned away, and weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ import gtkern.models
 from gtkern import ops
 from gtkern.nn import BlockSparseLinear, RaggedMultiheadAttention, TokenDroppingAttention
 
-__all__ = ["PRUNED_FORMAT", "apply_structure", "load_pruned", "save_pruned", "structure_of"]
+__all__ = [
+    "MODEL_FORMAT",
+    "apply_structure",
+    "load_model",
+    "read_config",
+    "renew_head",
+    "save_model",
+    "structure_of",
+]
 
-PRUNED_FORMAT = 1
+MODEL_FORMAT = 1
 """The version of config.json; it grows when a key is renamed or removed."""
 
 _MODELS = ("GraphGPS", "GraphTrans", "Graphormer", "LiGhT")
@@ -115,7 +123,7 @@ def apply_structure(model: nn.Module, structure: Mapping[str, Any]) -> None:
         model.set_submodule(name, sparse)
 
 
-def save_pruned(
+def save_model(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
@@ -124,10 +132,10 @@ def save_pruned(
     edge_features: int | Sequence[int] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a compact network: `model.safetensors` and `config.json` in a folder.
+    """Write a network: `model.safetensors` and `config.json` in a folder.
 
     Args:
-        model: GraphGPS, GraphTrans, Graphormer or LiGhT, without masks.
+        model: GraphGPS, GraphTrans, Graphormer or LiGhT, compact where it was pruned.
         path: of the folder; made when missing.
         node_features, num_tasks, edge_features: what the network was made with.
         about: more for config.json, such as the data set; anything JSON takes.
@@ -142,7 +150,7 @@ def save_pruned(
     folder.mkdir(parents=True, exist_ok=True)
     settings: Any = model.settings
     config = {
-        "format": PRUNED_FORMAT,
+        "format": MODEL_FORMAT,
         "model": kind,
         "settings": dataclasses.asdict(settings),
         "node_features": node_features,
@@ -161,15 +169,17 @@ def save_pruned(
         os.replace(part, folder / name)
 
 
-def load_pruned(
+def load_model(
     path: str | os.PathLike[str],
     *,
+    num_tasks: int | None = None,
     attend: Callable[..., Tensor] = ops.ragged_attention,
 ) -> nn.Module:
-    """Read a network that `save_pruned` wrote: a plain module, in evaluation; no pruner is needed.
+    """Read a network that `save_model` wrote: a plain module, in evaluation.
 
     Args:
         path: of the folder.
+        num_tasks: given, the network gets a new head for so many outputs, drawn by torch's seed.
         attend: ragged_attention, or a function of the same arguments.
 
     Raises:
@@ -177,16 +187,9 @@ def load_pruned(
             architecture, or broken; says what is wrong.
     """
     folder = pathlib.Path(path)
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is not there: path must name a pruned model")
+    config = read_config(folder)
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / _WEIGHTS)
-        if config["format"] > PRUNED_FORMAT:
-            raise ValueError(f"format must be at most {PRUNED_FORMAT}, got {config['format']}")
-        if config["model"] not in _MODELS:
-            raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {config['model']!r}")
         cls = getattr(gtkern.models, config["model"])
         settings_class = getattr(gtkern.models, f"{config['model']}Settings")
         model: nn.Module = cls(
@@ -199,8 +202,49 @@ def load_pruned(
         apply_structure(model, config["structure"])
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ValueError(f"cannot read the pruned model in {folder}: {error}") from error
+        raise ValueError(f"cannot read the model in {folder}: {error}") from error
+    if num_tasks is not None:
+        renew_head(model, num_tasks)
     return model.eval()
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_model` wrote of a network beside its weights: the keys of its config.json.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`.
+    """
+    folder = pathlib.Path(path)
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is not there: path must name a saved model")
+    try:
+        config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        if config["format"] > MODEL_FORMAT:
+            raise ValueError(f"format must be at most {MODEL_FORMAT}, got {config['format']}")
+        if config["model"] not in _MODELS:
+            raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {config['model']!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read the model in {folder}: {error}") from error
+    return config
+
+
+def renew_head(model: nn.Module, num_tasks: int) -> None:
+    """Give a network a new head, of as many outputs as asked for, drawn by torch's seed.
+
+    Raises:
+        ValueError: num_tasks is below 1.
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    head: Any = model.head
+    layers = [head] if isinstance(head, nn.Linear) else list(head)
+    for number, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear):
+            last = not any(isinstance(later, nn.Linear) for later in layers[number + 1 :])
+            outputs = num_tasks if last else layer.out_features
+            layers[number] = nn.Linear(layer.in_features, outputs).to(layer.weight)
+    model.head = layers[0] if isinstance(head, nn.Linear) else nn.Sequential(*layers)
 
 
 def _part(model: nn.Module, name: str) -> Any:
