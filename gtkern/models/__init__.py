@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gtkern.models.graphormer_checkpoint import load_checkpoint
     from gtkern.models.graphtrans import GraphTrans, GraphTransSettings
     from gtkern.models.light import LiGhT, LiGhTSettings
+    from gtkern.models.light_checkpoint import load_light_checkpoint
     from gtkern.models.saved import load_model, save_model
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ScoreEstimator",
     "augment",
     "load_checkpoint",
+    "load_light_checkpoint",
     "load_model",
     "save_model",
 ]
@@ -43,6 +45,7 @@ _LATER = {
     "LiGhT": "light",
     "load_checkpoint": "graphormer_checkpoint",
     "LiGhTSettings": "light",
+    "load_light_checkpoint": "light_checkpoint",
     "load_model": "saved",
     "save_model": "saved",
 }

@@ -2,74 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from gtkern.models import checkpoints
+from gtkern.models.checkpoints import CheckpointReport, Piece
 from gtkern.models.graphormer import Graphormer
 
-__all__ = ["CheckpointReport", "load_checkpoint"]
+__all__ = ["load_checkpoint"]
 
 _COLUMN_ROWS = 512
 """Rows of the released embeddings for each column of features."""
 
 _FIRST_EDGE_ROW = 3
 """The row of an edge feature's value 0: those before it are padding and pairs without an edge."""
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """What became of a checkpoint.
-
-    Attributes:
-        loaded: the network's parameters that were filled.
-        missing: those that were not, or not all of them.
-        unexpected: keys of the checkpoint that no parameter reads.
-        mismatched: (key, shape that the network needs of it, shape found), which were not read.
-        padding: keys whose padding row is not 0. The released code adds that row for each edge that
-            a path is shorter than the longest of its batch; this network does not.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, list[int], list[int]], ...]
-    padding: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} parameters loaded"]
-        for title, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("padding that is not 0", self.padding),
-        ):
-            if names:
-                lines.append(f"{title}: {', '.join(names)}")
-        for key, expected, got in self.mismatched:
-            lines.append(f"{key} must give {expected}, has {got}")
-        return "\n".join(lines)
-
-
-class _Piece(NamedTuple):
-    """A part of a parameter, and where it stands in a checkpoint.
-
-    Attributes:
-        name: of the parameter.
-        keys: of the checkpoint, without what stands before "graph_encoder."; one of them is there.
-        into: the part, a view of the parameter.
-        take: from the checkpoint's tensor to what belongs there; of another shape if it is too
-            small.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    into: Tensor
-    take: Callable[[Tensor], Tensor]
 
 
 def load_checkpoint(
@@ -94,57 +44,11 @@ def load_checkpoint(
         ValueError: the file cannot be read as one, or has no parameter of a Graphormer.
         FileNotFoundError: there is no such file.
     """
-    state = _stripped(_state(checkpoint))
-    pieces = list(_pieces(model, first_atom_row))
-    filled: dict[str, bool] = {}
-    mismatched: dict[str, tuple[str, list[int], list[int]]] = {}
-    used = set()
-    with torch.no_grad():
-        for piece in pieces:
-            key = next((key for key in piece.keys if key in state), None)
-            value = None if key is None else piece.take(state[key])
-            fits = value is not None and value.shape == piece.into.shape
-            filled[piece.name] = filled.get(piece.name, True) and fits
-            if key is not None and value is not None:
-                used.add(key)
-                if fits:
-                    piece.into.copy_(value)
-                else:
-                    shapes = list(piece.into.shape), list(value.shape)
-                    mismatched[key] = (key, *shapes)
-    names = [name for name, _ in model.named_parameters()]
+    state = _stripped(checkpoints.read_state(checkpoint))
+    report = checkpoints.fill(model, state, _pieces(model, first_atom_row))
     edges = "graph_encoder.graph_attn_bias.edge_encoder.weight"
-    return CheckpointReport(
-        loaded=tuple(name for name in names if filled.get(name)),
-        missing=tuple(name for name in names if not filled.get(name)),
-        unexpected=tuple(key for key in state if key not in used),
-        mismatched=tuple(mismatched.values()),
-        padding=(edges,) if edges in used and bool(state[edges][0].any()) else (),
-    )
-
-
-def _state(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
-    found: Any = checkpoint
-    if not isinstance(checkpoint, Mapping):
-        path = os.fspath(checkpoint)
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            try:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise ValueError(
-                    f"checkpoint {path} must hold tensors alone, and holds other objects; load it "
-                    "in a program that you trust it with, and pass its state dict"
-                ) from error
-    for name in ("model", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"checkpoint must be a state dict, got {type(found).__name__}")
-    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    padded = edges in state and edges not in report.unexpected and bool(state[edges][0].any())
+    return dataclasses.replace(report, padding=(edges,) if padded else ())
 
 
 def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +63,7 @@ def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(begin): value for key, value in state.items()}
 
 
-def _pieces(model: Graphormer, first_atom_row: int) -> Iterator[_Piece]:
+def _pieces(model: Graphormer, first_atom_row: int) -> Iterator[Piece]:
     encoder = "graph_encoder."
     nodes, pairs = encoder + "graph_node_feature.", encoder + "graph_attn_bias."
     if model.node_encoder.table is not None:
@@ -172,13 +76,13 @@ def _pieces(model: Graphormer, first_atom_row: int) -> Iterator[_Piece]:
         )
     for name, table in (("in_degree", model.in_degree), ("out_degree", model.out_degree)):
         rows = table.weight.size(0)
-        yield _Piece(
+        yield Piece(
             f"{name}.weight",
             (f"{nodes}{name}_encoder.weight",),
             table.weight,
             _rows(1, 1 + rows),
         )
-    yield _Piece("token", (nodes + "graph_token.weight",), model.token, _same)
+    yield Piece("token", (nodes + "graph_token.weight",), model.token, checkpoints.same)
     yield from _biases(model, pairs)
     norms = {"input_norm": model.input_norm, "transform_norm": model.transform_norm}
     heads = {"input_norm": encoder + "emb_layer_norm", "transform_norm": "layer_norm"}
@@ -189,13 +93,13 @@ def _pieces(model: Graphormer, first_atom_row: int) -> Iterator[_Piece]:
         yield from _layer(f"layers.{depth}.", f"{encoder}layers.{depth}.", layer)
     yield from _module("transform", "lm_head_transform_weight", model.transform)
     tasks = model.head.weight.size(0)
-    yield _Piece(
+    yield Piece(
         "head.weight",
         ("embed_out.weight", "classifier.classifier.weight"),
         model.head.weight,
-        _same,
+        checkpoints.same,
     )
-    yield _Piece(
+    yield Piece(
         "head.bias",
         ("lm_output_learned_bias", "classifier.lm_output_learned_bias"),
         model.head.bias,
@@ -203,52 +107,48 @@ def _pieces(model: Graphormer, first_atom_row: int) -> Iterator[_Piece]:
     )
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
 def _rows(begin: int, end: int) -> Callable[[Tensor], Tensor]:
     return lambda value: value[begin:end]
 
 
-def _module(name: str, key: str, module: nn.Module) -> Iterator[_Piece]:
+def _module(name: str, key: str, module: nn.Module) -> Iterator[Piece]:
     for part, parameter in module.named_parameters():
-        yield _Piece(f"{name}.{part}", (f"{key}.{part}",), parameter, _same)
+        yield Piece(f"{name}.{part}", (f"{key}.{part}",), parameter, checkpoints.same)
 
 
-def _columns(name: str, key: str, table: Tensor, sizes: Any, first_row: int) -> Iterator[_Piece]:
+def _columns(name: str, key: str, table: Tensor, sizes: Any, first_row: int) -> Iterator[Piece]:
     """The columns of a table of features, which follow each other here and are 512 apart there."""
     for column, into in enumerate(table.split(list(sizes))):
         begin = column * _COLUMN_ROWS + first_row
         # a column must not run into the next one's rows
         end = begin + min(into.size(0), _COLUMN_ROWS - first_row)
-        yield _Piece(name, (key,), into, _rows(begin, end))
+        yield Piece(name, (key,), into, _rows(begin, end))
 
 
-def _biases(model: Graphormer, key: str) -> Iterator[_Piece]:
+def _biases(model: Graphormer, key: str) -> Iterator[Piece]:
     bias, rows = model.bias, model.bias.distance.size(0)
     spatial = (key + "spatial_pos_encoder.weight",)
-    yield _Piece(
+    yield Piece(
         "bias.virtual_distance",
         (key + "graph_token_virtual_distance.weight",),
         bias.virtual_distance,
-        _same,
+        checkpoints.same,
     )
     # row 0 is padding, and the last one that of pairs without a path
-    yield _Piece(
+    yield Piece(
         "bias.distance",
         spatial,
         bias.distance[:-1],
         lambda value: value[1 : min(rows, len(value) - 1)],
     )
-    yield _Piece("bias.distance", spatial, bias.distance[-1:], lambda value: value[-1:])
+    yield Piece("bias.distance", spatial, bias.distance[-1:], lambda value: value[-1:])
     if bias.edge is None or bias.hop is None:
         return
     yield from _columns(
         "bias.edge", key + "edge_encoder.weight", bias.edge, bias.edge_features, _FIRST_EDGE_ROW
     )
     hops, square = bias.hop.size(0), bias.heads**2
-    yield _Piece(
+    yield Piece(
         "bias.hop",
         (key + "edge_dis_encoder.weight",),
         bias.hop,
@@ -258,16 +158,16 @@ def _biases(model: Graphormer, key: str) -> Iterator[_Piece]:
     )
 
 
-def _layer(name: str, key: str, layer: Any) -> Iterator[_Piece]:
+def _layer(name: str, key: str, layer: Any) -> Iterator[Piece]:
     attention = layer.attention
     for part in ("weight", "bias"):
         whole = getattr(attention, f"in_proj_{part}")
         for which, into in zip("qkv", whole.chunk(3), strict=True):
-            yield _Piece(
+            yield Piece(
                 f"{name}attention.in_proj_{part}",
                 (f"{key}self_attn.{which}_proj.{part}",),
                 into,
-                _same,
+                checkpoints.same,
             )
     for own, theirs in (
         ("attention.out_proj", "self_attn.out_proj"),

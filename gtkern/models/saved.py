@@ -23,7 +23,6 @@ __all__ = [
     "apply_structure",
     "load_model",
     "read_config",
-    "renew_head",
     "save_model",
     "structure_of",
 ]
@@ -172,14 +171,12 @@ def save_model(
 def load_model(
     path: str | os.PathLike[str],
     *,
-    num_tasks: int | None = None,
     attend: Callable[..., Tensor] = ops.ragged_attention,
 ) -> nn.Module:
     """Read a network that `save_model` wrote: a plain module, in evaluation.
 
     Args:
         path: of the folder.
-        num_tasks: given, the network gets a new head for so many outputs, drawn by torch's seed.
         attend: ragged_attention, or a function of the same arguments.
 
     Raises:
@@ -203,8 +200,6 @@ def load_model(
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(f"cannot read the model in {folder}: {error}") from error
-    if num_tasks is not None:
-        renew_head(model, num_tasks)
     return model.eval()
 
 
@@ -227,24 +222,6 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"cannot read the model in {folder}: {error}") from error
     return config
-
-
-def renew_head(model: nn.Module, num_tasks: int) -> None:
-    """Give a network a new head, of as many outputs as asked for, drawn by torch's seed.
-
-    Raises:
-        ValueError: num_tasks is below 1.
-    """
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
-    head: Any = model.head
-    layers = [head] if isinstance(head, nn.Linear) else list(head)
-    for number, layer in enumerate(layers):
-        if isinstance(layer, nn.Linear):
-            last = not any(isinstance(later, nn.Linear) for later in layers[number + 1 :])
-            outputs = num_tasks if last else layer.out_features
-            layers[number] = nn.Linear(layer.in_features, outputs).to(layer.weight)
-    model.head = layers[0] if isinstance(head, nn.Linear) else nn.Sequential(*layers)
 
 
 def _part(model: nn.Module, name: str) -> Any:
