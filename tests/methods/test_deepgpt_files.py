@@ -183,6 +183,23 @@ def test_tasks_are_switched_call_by_call(name: str) -> None:
         shelf(batch, "b")
 
 
+@pytest.mark.parametrize("name", small_models.NAMES)
+def test_a_mixed_batch_equals_each_tasks_own_calls(name: str) -> None:
+    shelf, tuners, batch = library(name)
+    tasks = ["b", "a", "c", "a", "b", "c"]
+    for graph, (task, got) in enumerate(zip(tasks, shelf(batch, tasks), strict=True)):
+        torch.testing.assert_close(got, tuners[task](batch)[graph], rtol=1e-11, atol=1e-11)
+    alone = shelf(batch, ["a"] * 6)
+    assert torch.equal(torch.stack(alone), shelf(batch, "a"))
+
+
+def test_prefixes_of_two_lengths_do_not_mix() -> None:
+    shelf, _, batch = library("graphgps")
+    shelf.add("d", tuned(shelf.model, 3))
+    with pytest.raises(ValueError, match=r"of one length, got 4 tokens of 'a' and 3 of 'd'$"):
+        shelf(batch, ["a", "c", "d", "a", "a", "a"])
+
+
 def test_a_library_refuses_what_is_not_its_own(tmp_path: pathlib.Path) -> None:
     shelf, tuners, batch = library("graphgps")
     with pytest.raises(ValueError, match=r"prompts of 'd' must be those of the library's own mod"):

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gtkern.methods.deepgpt.tuner import PromptTuner, check_backbone
+from gtkern.methods.deepgpt.backbone import prompt_sites
+from gtkern.methods.deepgpt.tuner import PromptTuner
 
 __all__ = ["PROMPTS_FORMAT", "Fingerprint", "load_prompts", "open_prompts", "save_prompts"]
 
@@ -142,7 +143,8 @@ def open_prompts(
         FileNotFoundError, ValueError: see load_prompts. TypeError: the model is no backbone.
     """
     settings, expected, entries = _read(path)
-    _check_backbone(path, expected, check_backbone(model), fingerprint)
+    prompt_sites(model)
+    _check_backbone(path, expected, model, fingerprint)
     head = settings.pop("head")
     tuner = PromptTuner(model, **settings, train_head=head, **options)
     if tuner.head is not None:

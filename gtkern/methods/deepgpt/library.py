@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gtkern.methods.deepgpt.backbone import GRAPH_BACKBONES
 from gtkern.methods.deepgpt.files import Fingerprint, open_prompts
-from gtkern.methods.deepgpt.tuner import PromptTuner, check_backbone
+from gtkern.methods.deepgpt.tuner import PromptTuner
 from gtkern.nn import Prompt
 
 __all__ = ["PromptLibrary"]
@@ -32,13 +33,16 @@ class PromptLibrary:
         model: the backbone; frozen and in evaluation from now on.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is none for tasks of whole graphs.
 
     Reference: Shirkavand and Huang 2023 (DeepGPT), section 1, names this use.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = check_backbone(model).requires_grad_(False).eval()
+        if not isinstance(model, GRAPH_BACKBONES):
+            names = ", ".join(kind.__name__ for kind in GRAPH_BACKBONES)
+            raise TypeError(f"model must be one of {names}, got {type(model).__name__}")
+        self.model = model.requires_grad_(False).eval()
         self._entries: dict[str, _Entry] = {}
         self._fingerprint: Fingerprint | None = None
 
