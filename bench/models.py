@@ -32,7 +32,7 @@ from gtkern import ops
 from gtkern.data import PackedGraphs
 from gtkern.models import Graphormer, GraphormerSettings, load_checkpoint
 
-__all__ = ["main", "molecules"]
+__all__ = ["main", "molecules", "some_graphs"]
 
 NODE, EDGE = (119, 5, 12, 12, 10, 6, 6, 2, 2), (5, 6, 2)
 """Values of each feature of OGB's atoms and bonds."""
@@ -64,6 +64,28 @@ def molecules(sizes: Sequence[int], seed: int = 0) -> PackedGraphs:
             )
         )
     return PackedGraphs.from_data_list(graphs, node_categories=NODE, edge_categories=EDGE)
+
+
+def some_graphs(dataset: str | None, root: str | None, sizes: str, graphs: int) -> PackedGraphs:
+    """Graphs with integer features, the same in every run.
+
+    Args:
+        dataset: drawn from this set; None: generated ones.
+        root: where the set is.
+        sizes: of generated graphs, one of SIZES.
+        graphs: how many.
+    """
+    if dataset is None:
+        return molecules(BatchSpec(sizes, graphs).sizes().tolist())
+    from gtkern.data.graphs import load_graphs
+
+    packed = load_graphs(dataset, root).graphs
+    chosen = torch.randperm(len(packed), generator=torch.Generator().manual_seed(0))
+    return PackedGraphs.from_data_list(
+        [packed[i] for i in chosen[:graphs].tolist()],
+        node_categories=packed.node_categories,
+        edge_categories=packed.edge_categories,
+    )
 
 
 def _step(network: nn.Module, batch: Any, labels: Tensor) -> Any:
@@ -99,19 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = GraphormerSettings.base() if options.size == "base" else GraphormerSettings()
     if not options.dropout:
         settings = replace(settings, dropout=0, attention_dropout=0, activation_dropout=0)
-    if options.dataset:
-        from gtkern.data.graphs import load_graphs
-
-        packed = load_graphs(options.dataset, options.data_root).graphs
-        chosen = torch.randperm(len(packed), generator=torch.Generator().manual_seed(0))
-        picked = chosen[: options.graphs].tolist()
-        packed = PackedGraphs.from_data_list(
-            [packed[i] for i in picked],
-            node_categories=packed.node_categories,
-            edge_categories=packed.edge_categories,
-        )
-    else:
-        packed = molecules(BatchSpec(options.sizes, options.graphs).sizes().tolist())
+    packed = some_graphs(options.dataset, options.data_root, options.sizes, options.graphs)
     Graphormer.encode(packed, settings)
     picked = list(range(len(packed)))
 

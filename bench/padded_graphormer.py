@@ -16,7 +16,7 @@ from torch.nn import functional
 from gtkern.models import GraphormerSettings
 from gtkern.transforms import hop_distances, shortest_path_edges
 
-__all__ = ["PaddedBatch", "PaddedGraphormer", "padded"]
+__all__ = ["FullTokenGraphormer", "PaddedBatch", "PaddedGraphormer", "padded"]
 
 _COLUMN_ROWS = 512
 _ROWS = 512
@@ -93,6 +93,38 @@ class PaddedGraphormer(nn.Module):
         return out
 
 
+class FullTokenGraphormer(nn.Module):
+    """DeepGPT as its released code computes it: prefix tokens are rows of the padded sequences.
+
+    They take part in all of a layer, and what becomes of them there is cut off behind it.
+
+    Args:
+        network: frozen but for the weights of its head.
+        prefix: [L, P, C], tokens of each layer.
+        vector: [L, C], added to the rows that each layer reads.
+
+    Reference: Shirkavand and Huang 2023 (DeepGPT).
+    """
+
+    def __init__(self, network: PaddedGraphormer, prefix: Tensor, vector: Tensor) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        network.encoder.embed_out.requires_grad_(True)
+        self.prefix, self.vector = nn.Parameter(prefix), nn.Parameter(vector)
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """The outputs [G, num_tasks]."""
+        encoder, tokens = self.network.encoder, self.prefix.size(1)
+        x, bias = encoder.graph_encoder.begin(batch)
+        bias = functional.pad(bias, (tokens, 0, tokens, 0))
+        for layer, prefix, vector in zip(
+            encoder.graph_encoder.layers, self.prefix, self.vector, strict=True
+        ):
+            rows = torch.cat((prefix.expand(x.size(0), -1, -1), x + vector), dim=1)
+            x = layer(rows, bias)[:, tokens:]
+        return encoder.read(x[:, 0])
+
+
 class _Encoder(nn.Module):
     def __init__(self, columns: int, kinds: int, tasks: int, settings: GraphormerSettings) -> None:
         super().__init__()
@@ -104,7 +136,10 @@ class _Encoder(nn.Module):
         self.lm_output_learned_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, batch: PaddedBatch) -> Tensor:
-        token = self.graph_encoder(batch)[:, 0]
+        return self.read(self.graph_encoder(batch)[:, 0])
+
+    def read(self, token: Tensor) -> Tensor:
+        """The outputs from what the layers made of the token [G, C]."""
         hidden = self.layer_norm(functional.gelu(self.lm_head_transform_weight(token)))
         out: Tensor = self.embed_out(hidden) + self.lm_output_learned_bias
         return out
@@ -120,15 +155,18 @@ class _GraphEncoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(settings) for _ in range(settings.layers))
 
     def forward(self, batch: PaddedBatch) -> Tensor:
+        x, bias = self.begin(batch)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+    def begin(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+        """What the first layer reads [G, 1 + n, C], and the bias of all layers."""
         # the token, before the nodes, is never padding
         padding = functional.pad(batch.x[..., 0] == 0, (1, 0), value=False)
         bias = self.graph_attn_bias(batch).masked_fill(padding[:, None, None], -torch.inf)
         x = self.emb_layer_norm(self.graph_node_feature(batch))
-        x = functional.dropout(x, self.dropout, self.training)
-        for layer in self.layers:
-            x = layer(x, bias)
-        out: Tensor = x
-        return out
+        return functional.dropout(x, self.dropout, self.training), bias
 
 
 class _NodeFeature(nn.Module):
