@@ -34,8 +34,6 @@ class Prompt(NamedTuple):
         vector = self.vector.to(x.dtype)
         return x + (vector if vector.dim() == 1 else vector.index_select(0, ragged.batch()))
 
-    def prefix(self) -> tuple[Tensor | None, ...]:
+    def prefix(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What attention is called with behind rows, graphs and biases."""
-        if self.prefix_set is None:
-            return self.prefix_k, self.prefix_v
         return self.prefix_k, self.prefix_v, self.prefix_set
