@@ -66,8 +66,7 @@ demo: setup
 
 # A strict installation satisfies every other target too, so the order of calls does not matter.
 test:
-	@$(MAKE) --no-print-directory setup STRICT=ON
-	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target lint cuda emulated
+	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target STRICT=ON setup cuda emulated lint
 	@$(MAKE) --no-print-directory tests-emulated
 	@$(MAKE) --no-print-directory tests
 
@@ -78,7 +77,7 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/*.cpp)
 
 # Registers and spills of every kernel are kept in $(REPORTS).
-cuda: setup
+cuda: $(VENV)/.torch
 	@if command -v nvcc > /dev/null; then \
 		$(CMAKE) -B build/cuda -DGTKERN_CUDA=ON "-DGTKERN_CUDA_ARCHITECTURES=80-real;90a-real" \
 			-DGTKERN_PTXAS_REPORTS=$(abspath $(REPORTS)) > /dev/null && \
@@ -86,19 +85,21 @@ cuda: setup
 		echo "registers and spills: $(REPORTS)"; \
 	else echo "no nvcc on the path: the CUDA kernels are not compiled for a GPU"; fi
 
-emulated: setup
+emulated: $(VENV)/.torch
 	$(CMAKE) -B build/emulated -DGTKERN_EMULATE=ON -DGTKERN_SANITIZE=address,undefined > /dev/null
 	$(BUILD) build/emulated
 
 # The sanitizer must be loaded before Python, and the C++ library before it looks for exceptions.
 # Inductor's tests would run the C++ compiler under the sanitizer too.
-tests-emulated: emulated
+tests-emulated: setup emulated
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/pytest -q -n $(JOBS) --emulated-library=$(EMULATED) --require=cuda -k "cuda and not inductor" tests/ops
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -q -n $(JOBS) --junitxml=$(REPORTS)/emulated.xml --emulated-library=$(EMULATED) --require=cuda -k "cuda and not inductor" tests/ops
 
+# One thread for each of the processes that share the cores; how long each test took is kept.
 tests: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -n $(JOBS) --durations=20 --durations-min=8 --require=reference,cpu,triton
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --durations=20 --durations-min=8 \
+		--junitxml=$(REPORTS)/tests.xml --require=reference,cpu,triton
 
 bench: setup
 	$(BIN)/python bench/run.py
