@@ -31,6 +31,20 @@ Scores<T, A> scores_of(const Tensor& score, const Tensor& ptr, const OptionalTen
   return in;
 }
 
+std::tuple<Tensor, std::int64_t> count_op(const Tensor& score, const Tensor& ptr,
+                                          const OptionalTensor& k, double ratio,
+                                          const OptionalTensor& always_keep) {
+  Tensor kept_ptr = new_output(ptr, {ptr.size(0)}, ScalarType::Long);
+  std::int64_t nan_row = -1;
+  dispatch(score.scalar_type(), [&]<class T, class A>(T*, A*) {
+    const auto scores = scores_of<T, A>(score, ptr, always_keep, false, 0);
+    nan_row = first_nan(scores, score.size(0));
+    count_kept(scores, pointer_or_null<std::int64_t>(k), k ? k->size(0) : 0, ratio,
+               kept_ptr.mutable_data_ptr<std::int64_t>());
+  });
+  return {kept_ptr, nan_row};
+}
+
 std::tuple<Tensor, Tensor> select_op(const Tensor& score, const Tensor& ptr, const Tensor& kept_ptr,
                                      std::int64_t num_kept, const OptionalTensor& always_keep,
                                      bool noise, std::int64_t seed) {
@@ -164,6 +178,7 @@ Tensor gather_pairs_op(const Tensor& entry, const Tensor& ptr, const Tensor& pai
 }  // namespace gtkern::token_dropping
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gtkern_C, m) {
+  m.def(gtkern::token_dropping::kCountSchema);
   m.def(gtkern::token_dropping::kSelectSchema);
   m.def(gtkern::token_dropping::kGateBackwardSchema);
   m.def(gtkern::token_dropping::kGatherSchema);
@@ -175,6 +190,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gtkern_C, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gtkern_C, CPU, m) {
+  m.impl("token_count", TORCH_BOX(&gtkern::token_dropping::count_op));
   m.impl("token_select", TORCH_BOX(&gtkern::token_dropping::select_op));
   m.impl("token_gate_bwd", TORCH_BOX(&gtkern::token_dropping::gate_backward_op));
   m.impl("token_gather", TORCH_BOX(&gtkern::token_dropping::gather_op));

@@ -11,6 +11,12 @@ inline constexpr const char* kSelectSchema =
     "token_select(Tensor score, Tensor ptr, Tensor kept_ptr, int num_kept, Tensor? always_keep, "
     "bool noise, int seed) -> (Tensor index, Tensor position)";
 
+// of the CPU alone: counts.py in one call. k int64 [1] or [G], not negative, or none: by ratio; the
+// first row whose score is NaN, or -1
+inline constexpr const char* kCountSchema =
+    "token_count(Tensor score, Tensor ptr, Tensor? k, float ratio, Tensor? always_keep) -> "
+    "(Tensor kept_ptr, int nan_row)";
+
 inline constexpr const char* kGateBackwardSchema =
     "token_gate_bwd(Tensor grad_gate, Tensor score, Tensor ptr, Tensor position, "
     "Tensor? always_keep, float temperature, bool noise, int seed) -> Tensor grad_score";

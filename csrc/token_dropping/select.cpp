@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -319,6 +320,48 @@ class GateBackward {
 }  // namespace
 
 template <class T, class A>
+std::int64_t first_nan(const Scores<T, A>& in, std::int64_t rows) {
+  const RowRange pieces(rows, kPiece);
+  std::atomic<std::int64_t> first{rows};
+  for_each_block(pieces.count(), [&](std::int64_t piece) {
+    const std::int64_t begin = pieces.begin(piece), end = pieces.end(piece);
+    bool any = false;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const A score = static_cast<A>(in.score[i]);
+      any |= score != score;
+    }
+    if (!any) return;
+    std::int64_t row = begin, known = first.load();
+    while (static_cast<A>(in.score[row]) == static_cast<A>(in.score[row])) ++row;
+    while (row < known && !first.compare_exchange_weak(known, row)) {
+    }
+  });
+  return first < rows ? first.load() : -1;
+}
+
+template <class T, class A>
+void count_kept(const Scores<T, A>& in, const std::int64_t* k, std::int64_t ks, double ratio,
+                std::int64_t* kept_ptr) {
+  kept_ptr[0] = 0;
+  for (std::int64_t graph = 0; graph < in.graphs; ++graph) {
+    const std::int64_t begin = in.ptr[graph], end = in.ptr[graph + 1];
+    std::int64_t count;
+    if (ks == 0) {
+      // as share_of in gtkern/_check.py, operation by operation
+      const double share = static_cast<double>(end - begin) * ratio * (1.0 - 0x1p-51);
+      count = std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(share)));
+    } else {
+      count = k[ks == 1 ? 0 : graph];
+    }
+    if (in.always_keep) {
+      count = std::max<std::int64_t>(
+          count, std::count(in.always_keep + begin, in.always_keep + end, true));
+    }
+    kept_ptr[graph + 1] = kept_ptr[graph] + std::min(count, end - begin);
+  }
+}
+
+template <class T, class A>
 void select(const Scores<T, A>& in, const std::int64_t* kept_ptr, std::int64_t* index,
             std::int32_t* position) {
   const std::vector<Block> blocks = blocks_of(in.ptr, in.graphs);
@@ -374,6 +417,9 @@ void gate_backward(const Scores<T, A>& in, const std::int32_t* position, double 
 }
 
 #define GTKERN_INSTANTIATE(T, A)                                                                \
+  template std::int64_t first_nan(const Scores<T, A>&, std::int64_t);                           \
+  template void count_kept(const Scores<T, A>&, const std::int64_t*, std::int64_t, double,      \
+                           std::int64_t*);                                                      \
   template void select(const Scores<T, A>&, const std::int64_t*, std::int64_t*, std::int32_t*); \
   template void gate_backward(const Scores<T, A>&, const std::int32_t*, double, const T*, T*);
 GTKERN_INSTANTIATE(float, float)

@@ -16,6 +16,16 @@ struct Scores {
   std::uint64_t seed = 0;
 };
 
+// The first row whose score is NaN, or -1.
+template <class T, class A>
+std::int64_t first_nan(const Scores<T, A>& in, std::int64_t rows);
+
+// Writes the number of rows kept of the graphs before each one, and of all; see counts.py. `ks` is
+// 0 (by ratio), 1 (k[0] for all) or the number of graphs.
+template <class T, class A>
+void count_kept(const Scores<T, A>& in, const std::int64_t* k, std::int64_t ks, double ratio,
+                std::int64_t* kept_ptr);
+
 // Writes the rows kept, kept_ptr[g + 1] - kept_ptr[g] of graph g, and the place of every row among
 // them.
 template <class T, class A>

@@ -18,6 +18,13 @@ class Native:
         self.backend = backend
         self.ops: Any = _native.ops(backend)
 
+    def count(
+        self, score: Tensor, ptr: Tensor, k: Tensor | None, ratio: float, forced: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """counts.kept_ptr on the CPU, for k that are not negative; and the first NaN, or -1."""
+        kept_ptr, nan_row = self.ops.token_count(score, ptr, k, ratio, forced)
+        return kept_ptr, nan_row
+
     def select(
         self,
         score: Tensor,

@@ -180,14 +180,19 @@ def _select(
     seed: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if score.device.type == "cpu" and bool(score.sum().isnan()) and bool(score.isnan().any()):
-        raise ValueError(
-            f"score must not hold NaN, got one at row {int(score.isnan().nonzero()[0])}"
-        )
-    host_kept_ptr = counts.kept_ptr(ptr, host_ptr, k, ratio, always_keep)
+    if k is not None:
+        counts.check_k(k)
+    kernels = load(backend)
+    if backend == "cpu":
+        host_kept_ptr, nan_row = kernels.count(score, ptr, k, ratio, always_keep)
+    else:
+        nan_row = counts.first_nan(score) if score.device.type == "cpu" else -1
+        host_kept_ptr = counts.kept_ptr(ptr, host_ptr, k, ratio, always_keep)
+    if nan_row >= 0:
+        raise ValueError(f"score must not hold NaN, got one at row {nan_row}")
     # an output of its own, not host_kept_ptr again
     kept_ptr = host_kept_ptr.to(ptr.device, copy=True)
-    index, position = load(backend).select(
+    index, position = kernels.select(
         score, ptr, kept_ptr, int(host_kept_ptr[-1]), always_keep, _seed(seed)
     )
     return index, position, kept_ptr, host_kept_ptr
