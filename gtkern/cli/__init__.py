@@ -1,4 +1,4 @@
-"""The command line: gtkern train, pretrain, prune, experiment, doctor and bench.
+"""The command line: gtkern train, pretrain, prune, tune, experiment, doctor and bench.
 
 What a command needs is imported when it runs, so that help and mistakes come at once. A mistake of
 the user ends with one line on stderr and exit code 2.
@@ -20,6 +20,7 @@ from gtkern.cli.experiment import experiment
 from gtkern.cli.pretrain import pretrain
 from gtkern.cli.prune import prune
 from gtkern.cli.train import train
+from gtkern.cli.tune import tune
 
 __all__ = ["app", "main", "run"]
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.command(no_args_is_help=True)(pretrain)
 app.command(no_args_is_help=True)(prune)
+app.add_typer(tune, name="tune")
 app.add_typer(experiment, name="experiment")
 
 

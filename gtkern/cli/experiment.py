@@ -30,6 +30,13 @@ from gtkern.cli.options import (
     ModelOption,
     SetOption,
 )
+from gtkern.cli.tune import (
+    BackboneOption,
+    CheckpointOption,
+    NetworkOption,
+    SeedsOption,
+    open_tunings,
+)
 
 __all__ = ["experiment"]
 
@@ -271,3 +278,65 @@ def gtsp(
     console = Console()
     console.print(table)
     console.print(f"{folder_path / name}.csv and .png; the runs are beside them", highlight=False)
+
+
+@experiment.command(no_args_is_help=True)
+def deepgpt(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="main, prefixes, depth or parts.")],
+    backbone: BackboneOption = None,
+    datasets: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Sets of molecules.")
+    ] = "bace,esol,freesolv,tox21",
+    data_root: DataRootOption = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder of all runs; default: runs/deepgpt-MODEL.")
+    ] = None,
+    seeds: SeedsOption = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Tokens of prefixes (default: 1,2,5,10,20,40), layers of depth (1,2,4,8).",
+        ),
+    ] = None,
+    model: CheckpointOption = None,
+    network: NetworkOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Epochs.")] = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Do an experiment of DeepGPT's paper on some data sets: runs, a table and plots.
+
+    main: prompts, the head alone, and all parameters. prefixes: numbers of tokens. depth: how many
+    layers have prompts, the last ones, and all. parts: graph prompts, prefix tokens, both, none.
+
+    A run that is finished in the folder is not done again; one that was stopped goes on. The runs
+    of gtkern tune in the same folder are among them.
+    """
+    from gtkern.training.errors import UserError
+
+    check_known("experiment", name, ("main", "prefixes", "depth", "parts"))
+    size_list = [] if sizes is None else integers("--sizes", sizes)
+    if size_list and name not in ("prefixes", "depth"):
+        raise UserError(f"--sizes is of prefixes and depth, got it for {name}")
+    if 0 in size_list:
+        raise UserError(f"--sizes must be above 0, got {sizes}")
+    tunings, path = open_tunings(
+        backbone,
+        [part.strip() for part in datasets.split(",")],
+        data_root=data_root,
+        out=out,
+        model=model,
+        network=network,
+        config=config,
+        assignments=set_ or [],
+        seeds=seeds,
+        epochs=epochs,
+        backend=backend,
+        devices=devices,
+    )
+    console = Console()
+    console.print(tunings.run(name, size_list))
+    console.print(f"{path / name}.csv and plots; the runs are beside them", highlight=False)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from gtkern.data.graphs import GraphDataset
     from gtkern.data.node import NodeData
-    from gtkern.training.graph_settings import GraphSettings
-
 __all__ = [
     "NodeSettings",
+    "SettingsOfGraphs",
     "check_backend_name",
     "check_known",
     "check_same",
@@ -28,6 +27,18 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class SettingsOfGraphs(Protocol):
+    """What loading graphs needs of settings."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def on_bad(self) -> str:
+        """What becomes of graphs that cannot be read."""
 
 
 class NodeSettings(Protocol):
@@ -198,7 +209,7 @@ def load_data(
 
 
 def load_graph_data(
-    settings: GraphSettings, root: pathlib.Path | None, _: pathlib.Path
+    settings: SettingsOfGraphs, root: pathlib.Path | None, _: pathlib.Path
 ) -> tuple[GraphDataset, str]:
     """A set of graphs and its name in tables."""
     from gtkern.data import DataNotFoundError, load_graphs

@@ -46,8 +46,9 @@ class GraphTask(Task):
         super().__init__(network, training, metric=data.metric)
         self.data = data
         self._train_graphs, val, test = splits
-        self._eval_graphs = torch.cat((val, test))
-        self._num_val = val.numel()
+        # the same graphs are evaluated once
+        self._eval_graphs = val if test is val else torch.cat((val, test))
+        self._parts = slice(val.numel()), slice(0 if test is val else val.numel(), None)
         self._batch_size = training.batch_size
         self._seed = seed
         self._evaluated: list[Tensor] = []
@@ -95,8 +96,7 @@ class GraphTask(Task):
             outputs = outputs * self.deviation + self.mean
         truth = self.data.graphs.y[self._eval_graphs].to(outputs.device)
         val, test = (
-            self._measure(outputs[part], truth[part])
-            for part in (slice(self._num_val), slice(self._num_val, None))
+            self._measure(outputs[part], truth[part]) for part in self._parts
         )
         self.evaluated(val, test)
 

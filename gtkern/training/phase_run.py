@@ -87,7 +87,7 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        names = ("phase*", "training.*", "pretraining.*", "prune.*", "finetune.*")
+        names = ("phase*", "training.*", "pretraining.*", "tuning.*", "prune.*", "finetune.*")
         patterns = (*(f"checkpoints/{name}" for name in names), "scores/*.npy", "plots/*.png")
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):
@@ -131,7 +131,11 @@ class PhaseRun:
         assert best is not None
         phase = Phase(
             name=name,
-            parameters=sum(parameter.numel() for parameter in task.network.parameters()),
+            parameters=sum(
+                parameter.numel()
+                for parameter in task.network.parameters()
+                if parameter.requires_grad
+            ),
             epochs=len(task.history),
             seconds=seconds,
             seconds_per_epoch=statistics.median(row["seconds"] for row in task.history),
@@ -158,8 +162,15 @@ class PhaseRun:
         self.best[name] = phase.best_epoch - 1
         return phase
 
-    def summarize(self, phases: list[Phase], comparison: Sequence[Comparison] = ()) -> Summary:
-        """Write the summary of the run, and return it."""
+    def summarize(
+        self, phases: list[Phase], comparison: Sequence[Comparison] = (), frozen: int = 0
+    ) -> Summary:
+        """Write the summary of the run, and return it.
+
+        Args:
+            phases: in order. comparison: with other code.
+            frozen: parameters that no phase trained.
+        """
         parameters = sum(phase.parameters for phase in phases)
         summary = Summary(
             command=self.command,
@@ -174,7 +185,7 @@ class PhaseRun:
             seconds=process_seconds(),
             peak_bytes=max(phase.peak_bytes for phase in phases),
             trained_parameters=parameters,
-            total_parameters=parameters,
+            total_parameters=parameters + frozen,
             phases=phases,
             comparison=list(comparison),
             processes=_processes.count(),

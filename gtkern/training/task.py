@@ -67,6 +67,10 @@ class Task(lightning.LightningModule):
         """What a method adds to the row of an epoch."""
         return {}
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """What is kept of the best epoch: the network's state, unless parts of it never change."""
+        return self.network.state_dict()
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by epochs."""
         settings = self.optimization
@@ -102,7 +106,7 @@ class Task(lightning.LightningModule):
         """Keep both metrics, and the weights when validation is better than ever, once settled."""
         self._last = {"val": val, "test": test}
         if self.settled and (self.best is None or metrics.better(self.metric, val, self.best.val)):
-            weights = {key: value.clone() for key, value in self.network.state_dict().items()}
+            weights = {key: value.clone() for key, value in self.trained_state().items()}
             self.best = Best(self.current_epoch, val, test, weights)
         if self._plateau is not None:
             self._plateau.step(val)
