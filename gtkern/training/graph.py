@@ -95,9 +95,7 @@ class GraphTask(Task):
         if self.data.task == "regression":
             outputs = outputs * self.deviation + self.mean
         truth = self.data.graphs.y[self._eval_graphs].to(outputs.device)
-        val, test = (
-            self._measure(outputs[part], truth[part]) for part in self._parts
-        )
+        val, test = (self._measure(outputs[part], truth[part]) for part in self._parts)
         self.evaluated(val, test)
 
     def _measure(self, outputs: Tensor, truth: Tensor) -> float:
