@@ -72,11 +72,12 @@ class OpContract:
         if "backend" not in names:
             return
         marks = {mark.name: mark.args for mark in metafunc.definition.iter_markers()}
-        sizes = marks.get("sizes", ("tiny", "small", "broad"))
+        sizes = marks.get("sizes", ("tiny", "small", "long", "broad"))
+        interpreted = marks.get("interpreted", ("tiny", "small"))
         kernels_only = "kernels" in marks
         argnames = [name for name in ("backend", "device", "sample", "dtype") if name in names]
         rows, ids = [], []
-        for row in self._rows(sizes, kernels_only):
+        for row in self._rows(sizes, interpreted, kernels_only):
             chosen = tuple(row[name] for name in argnames)
             label = "-".join(_label(value) for value in chosen)
             if label not in ids:
@@ -84,18 +85,21 @@ class OpContract:
                 ids.append(label)
         metafunc.parametrize(argnames, rows, ids=ids)
 
-    def _rows(self, sizes: tuple[str, ...], kernels_only: bool) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, sizes: tuple[str, ...], interpreted: tuple[str, ...], kernels_only: bool
+    ) -> Iterator[dict[str, Any]]:
         for backend, device in pairs(self.room):
             if kernels_only and backend == "reference":
                 continue
             for sample in self.room.samples:
                 if sample.size not in sizes:
                     continue
-                if sample.size == "broad" and not fast(backend, device):
+                if sample.size not in interpreted and not fast(backend, device):
                     continue
                 for dtype in dtypes(backend, sample, device):
                     yield {"backend": backend, "device": device, "sample": sample, "dtype": dtype}
 
+    @pytest.mark.interpreted("tiny", "small", "long")
     def test_forward_and_gradients_are_within_budget(
         self, backend: str, device: torch.device, sample: Sample, dtype: torch.dtype
     ) -> None:
@@ -123,12 +127,16 @@ class OpContract:
             run(self.room, call._replace(tensors=strided), backend), run(self.room, call, backend)
         )
 
+    # an interpreter or emulator runs one block after the other, and could not tell
+    @pytest.mark.interpreted("tiny")
     def test_two_runs_are_bit_equal(
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
         call = sample.build().cast(torch.float32, device)
         assert_bit_equal(run(self.room, call, backend), run(self.room, call, backend))
 
+    # torch's threads do not run what an interpreter or emulator does
+    @pytest.mark.interpreted
     def test_one_and_two_threads_are_bit_equal(
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
@@ -237,7 +245,7 @@ class RoomContract(OpContract):
         names = list(call.tensors)
         assert_bit_equal(dict(zip(names, found, strict=True)), dict(zip(names, dense, strict=True)))
 
-    @pytest.mark.sizes("tiny", "small")
+    @pytest.mark.sizes("tiny", "small", "long")
     def test_renamed_nodes_get_the_same_results(
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
@@ -265,7 +273,7 @@ class RoomContract(OpContract):
         found = run(self.room, moved.cast(torch.float32, device), backend, needs=())
         assert_all_within_budget(found, expected, torch.float32)
 
-    @pytest.mark.sizes("tiny", "small")
+    @pytest.mark.sizes("tiny", "small", "long")
     def test_a_graph_does_not_see_its_batch_mates(
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:

@@ -55,8 +55,8 @@ class Sample:
     Attributes:
         name: in the test's id.
         build: makes the call, the same every time.
-        size: "tiny" (also for gradcheck, opcheck, compile), "small" (every backend) or "broad" (not
-            for backends that an interpreter or emulator runs).
+        size: "tiny" (also for gradcheck, opcheck, compile), "small" (every backend), "long" (of an
+            interpreter or emulator only results and gradients) or "broad" (not for those).
     """
 
     name: str
