@@ -24,6 +24,7 @@ from room import (
     run,
 )
 from torch import Tensor
+from torch.nn import functional
 
 from gtkern import PairIndex, Ragged, ops
 from gtkern.random import keep_mask
@@ -171,6 +172,26 @@ def test_long_graphs_are_cut_by_queries(name: str) -> None:
     expected = oracle(ROOM, call, torch.float32)
     found = run(ROOM, call.cast(torch.float32), "cpu")
     assert_all_within_budget(found, expected, torch.float32)
+
+
+def test_one_to_six_thousand_nodes_in_a_batch() -> None:
+    sizes = (1, 6_000, 0, 17)
+    call = make(sizes, heads=1, width=8)
+    wide = {name: value.requires_grad_() for name, value in call.tensors.items()}
+    parts = zip(*(wide[name].transpose(0, 1).split(sizes, 1) for name in "qkv"), strict=True)
+    # the reference would hold all pairs at once, several times
+    out = torch.cat([functional.scaled_dot_product_attention(*part) for part in parts], 1)[0]
+    weight = torch.arange(out.numel(), dtype=out.dtype).sin().view_as(out)
+    gradients = torch.autograd.grad(out, [wide[name] for name in "qkv"], weight)
+    leaves = {name: wide[name].detach().float().requires_grad_() for name in "qkv"}
+    found = attend(**leaves, **call.others, backend="cpu")
+    rest = torch.autograd.grad(found, list(leaves.values()), weight.float()[:, None])
+    names = ["out", *(f"grad of {name}" for name in leaves)]
+    assert_all_within_budget(
+        dict(zip(names, (found.detach(), *rest), strict=True)),
+        dict(zip(names, (out.detach()[:, None], *gradients), strict=True)),
+        torch.float32,
+    )
 
 
 def test_long_graphs_are_the_same_alone_and_at_any_number_of_threads() -> None:
