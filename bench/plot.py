@@ -9,18 +9,22 @@ import csv
 import pathlib
 import sys
 import textwrap
+from collections.abc import Mapping, Sized
+from typing import Any
 
 __all__ = ["draw"]
 
 COLORS = (
-    "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c",
-    "#ccb974", "#64b5cd", "#2f4b6e", "#8a4a1f",
+    "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#64b5cd",
 )  # fmt: skip
+MARKERS = "osD^vP"
 WHOLE = "fwd+bwd"
+ROW, HEAD = 0.2, 0.75
+"""Inches that a case takes, and what surrounds a panel."""
 
 
 def draw(results: pathlib.Path, image: pathlib.Path) -> None:
-    """Draw the ratios of a results file: one group of bars for each case.
+    """Draw the ratios of a results file: a panel for each room, a line of marks for each case.
 
     Training steps (fwd+bwd) are shown where a case has them, else forward passes.
 
@@ -32,90 +36,124 @@ def draw(results: pathlib.Path, image: pathlib.Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.artist import Artist
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
 
     with results.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["caches"] == "warm"]
     whole = {(row["room"], row["case"]) for row in rows if row["passes"] == WHOLE}
     rows = [r for r in rows if r["passes"] == WHOLE or (r["room"], r["case"]) not in whole]
-    groups = list(dict.fromkeys((row["room"], row["case"]) for row in rows))
-    peers = [row for row in rows if not row["side"].startswith("gtkern-") and row["ratio"]]
-    names = list(dict.fromkeys(row["side"] for row in peers))
-    if not names:
+    rooms = {
+        room: cases
+        for room in sorted({row["room"] for row in rows})
+        if (cases := _cases([row for row in rows if row["room"] == room]))
+    }
+    if not rooms:
         return
-    color = {name: COLORS[at % len(COLORS)] for at, name in enumerate(names)}
-
-    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.2 * len(peers) + 0.4 * len(groups)))
-    place, ticks = 0.0, []
-    for group in groups:
-        own = next(
-            r for r in rows if (r["room"], r["case"]) == group and r["side"].startswith("gtkern-")
-        )
-        bars = [row for row in peers if (row["room"], row["case"]) == group]
-        if not bars:
-            continue
-        ticks.append(
-            (
-                place + (len(bars) - 1) / 2,
-                f"{group[0]}\n{group[1]}\ngtkern {_milliseconds(float(own['ms']))}",
+    columns = _columns(rooms)
+    heights = [sum(ROW * len(rooms[room]) + HEAD for room in column) for column in columns]
+    figure = pyplot.figure(figsize=(6.5 * len(columns), max(heights)))
+    for at, column in enumerate(columns):
+        top = max(heights)
+        for room in column:
+            tall = ROW * len(rooms[room])
+            place = (
+                (at + 0.3) / len(columns),
+                (top - HEAD / 2 - tall) / max(heights),
+                0.66 / len(columns),
+                tall / max(heights),
             )
+            _panel(figure.add_axes(place), room, rooms[room])
+            top -= tall + HEAD
+    first = rows[0]
+    dates = sorted({row["date"] for row in rows})
+    text = (
+        f"Time of the peer / time of gtkern, log scale; right of 1 gtkern is faster. Beside the "
+        f"name gtkern's own time; the number is the nearest peer's ratio; the bar | is the goal. "
+        f"{first['device']}, {first['threads']} threads, torch {first['torch']}, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. Medians of runs in turns, "
+        f"forward and backward unless a case has no backward; what is made once for a graph is not "
+        f"counted. The results file has shapes, spreads and commits."
+    )
+    figure.text(0.02, 0.0, textwrap.fill(text, 105 * len(columns)), fontsize=8, va="top")
+    figure.savefig(image, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _cases(rows: list[dict[str, str]]) -> dict[str, tuple[dict[str, str], list[dict[str, str]]]]:
+    """By case gtkern's row and the peers' that have a ratio."""
+    found = {}
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [r for r in rows if r["case"] == case and r["side"].startswith("gtkern")]
+        peers = [r for r in rows if r["case"] == case and r not in own and r["ratio"]]
+        if own and peers:
+            found[case] = (own[0], peers)
+    return found
+
+
+def _columns(rooms: Mapping[str, Sized]) -> list[list[str]]:
+    """The rooms in two columns of about the same height, or in one."""
+    if len(rooms) < 2:
+        return [list(rooms)]
+    tall = {room: ROW * len(cases) + HEAD for room, cases in rooms.items()}
+    columns: list[list[str]] = [[], []]
+    for room in sorted(rooms, key=lambda room: -tall[room]):
+        min(columns, key=lambda column: sum(tall[each] for each in column)).append(room)
+    return [sorted(column) for column in columns]
+
+
+def _panel(axes: Any, room: str, cases: Mapping[str, tuple[dict[str, str], Any]]) -> None:
+    names = list(dict.fromkeys(row["side"] for _, peers in cases.values() for row in peers))
+    for at, name in enumerate(names):
+        marks = [
+            (float(row["ratio"]), place)
+            for place, (_, peers) in enumerate(cases.values())
+            for row in peers
+            if row["side"] == name
+        ]
+        axes.scatter(
+            *zip(*marks, strict=True),
+            s=26,
+            color=COLORS[at % len(COLORS)],
+            marker=MARKERS[at % len(MARKERS)],
+            label=name,
+            zorder=3,
         )
-        for row in bars:
-            ratio = float(row["ratio"])
-            axes.barh(place, ratio, color=color[row["side"]], height=0.85)
-            axes.text(ratio * 1.04, place, f"{ratio:.3g}x", va="center", fontsize=8)
-            place += 1
+    for place, (own, peers) in enumerate(cases.values()):
+        ratio = min(float(row["ratio"]) for row in peers)
+        axes.annotate(
+            f"{ratio:.3g}x",
+            (ratio, place),
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=7,
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+        )
         if own["goal"]:
-            goal = float(own["goal"])
-            axes.plot([goal, goal], [place - len(bars) - 0.5, place - 0.5], "k--", linewidth=1)
-        # a label has three lines, as tall as three bars
-        place += 1.2 + max(0, 3 - len(bars)) * 0.8
-    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=8)
+            axes.plot(float(own["goal"]), place, "k|", markersize=11)
+    labels = [f"{case}  {_milliseconds(float(own['ms']))}" for case, (own, _) in cases.items()]
+    axes.set_yticks(range(len(cases)), labels, fontsize=7.5)
+    axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=1)
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
-    axes.set_xlabel("time of the peer / time of gtkern (log scale; more than 1: gtkern is faster)")
-    handles: list[Artist] = [Rectangle((0, 0), 1, 1, color=color[name]) for name in names]
-    labels = list(names)
-    if any(row["goal"] for row in rows):
-        handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1))
-        labels.append("goal")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low / 1.6, 0.7), high * 1.1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(room, fontsize=9, loc="left", x=-0.42, fontweight="bold")
     axes.legend(
-        handles,
-        labels,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=4,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=len(names),
         frameon=False,
-        fontsize=8,
-    )
-    first = rows[0]
-    shapes = "; ".join(
-        f"{case}: {next(r['shape'] for r in rows if (r['room'], r['case']) == (room, case))}"
-        for room, case in groups
-    )
-    text = (
-        f"{first['device']}, {first['threads']} threads. torch {first['torch']}, "
-        f"gtkern {first['gtkern']} {first['commit']}, {first['date']}. Medians of runs in turns, "
-        f"forward and backward unless a case has no backward; the graph's grouping by destination "
-        f"and source is made once and not counted. {shapes}."
-    )
-    axes.annotate(
-        textwrap.fill(text, 150),
-        (0, 0),
-        xytext=(-100, -42),
-        xycoords="axes fraction",
-        textcoords="offset points",
         fontsize=7,
-        va="top",
-        annotation_clip=False,
+        handletextpad=0.1,
+        columnspacing=0.8,
+        borderaxespad=0.1,
     )
-    figure.savefig(image, dpi=130, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def _milliseconds(value: float) -> str:
