@@ -98,9 +98,21 @@ def test_all_parameters_move_where_all_are_trained(
     summary = tuned(pretrained, tmp_path, settings(train="full", full_lr=0.02))
     network, before = load_model(tmp_path / "model"), load_model(pretrained)
     assert network.head.weight.size(0) == 4
-    assert not torch.equal(network.layers[0].widen.weight, before.layers[0].widen.weight)
+    for name in ("widen.weight", "output_norm.running_mean"):
+        after, first = (model.layers[0].state_dict()[name] for model in (network, before))
+        assert not torch.equal(after, first), name
     assert summary.total_parameters == summary.trained_parameters
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[3] == "0.02"
+
+
+def test_dropout_is_on_where_it_is_asked_for(
+    pretrained: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    heads = []
+    for name, on in (("on", True), ("off", False)):
+        tuned(pretrained, tmp_path / name, settings(backbone_dropout=on))
+        heads.append(load_file(tmp_path / name / "prompts.safetensors")["head.weight"])
+    assert not torch.equal(*heads)
 
 
 def test_a_run_goes_on_and_ends_the_same(pretrained: pathlib.Path, tmp_path: pathlib.Path) -> None:

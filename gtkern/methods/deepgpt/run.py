@@ -60,12 +60,12 @@ def make_network(settings: TuneSettings, model: nn.Module, num_tasks: int) -> nn
     if settings.train == "full":
         backbone: Any = model
         backbone.head = new_head(model, num_tasks)
-        return model.requires_grad_(True)
+        return model.requires_grad_(True).train()
     prompts = settings.prompts
     layers: Sequence[int] | None = None
     if prompts.layers is not None:
         layers = range(*prompts.layers)
-    return PromptTuner(
+    tuner = PromptTuner(
         model,
         prefix_tokens=prompts.prefix_tokens if settings.train in ("deepgpt", "prefix") else 0,
         graph_prompt=settings.train in ("deepgpt", "prompt"),
@@ -77,6 +77,8 @@ def make_network(settings: TuneSettings, model: nn.Module, num_tasks: int) -> nn
         backbone_dropout=settings.backbone_dropout,
         num_tasks=num_tasks,
     )
+    # a saved model is in evaluation, and Lightning leaves it so
+    return tuner.train()
 
 
 class TuneTask(GraphTask):
