@@ -15,16 +15,26 @@ from safetensors.torch import load_file
 
 import gtkern
 import gtkern.data
+from bench.padded_graphormer import PaddedGraphormer
 from gtkern.data import GRAPH_SETS, GraphDataset, motifs
+from gtkern.data.molecule import feature_sizes
 from gtkern.methods.deepgpt import open_prompts
 from gtkern.methods.deepgpt.experiments import Tuning, Tunings
 from gtkern.methods.deepgpt.pretrained import open_backbone
 from gtkern.methods.deepgpt.run import TuneRun, tune_splits
 from gtkern.methods.deepgpt.settings import MODES, UNREAD, TuneSettings
-from gtkern.models import GraphGPS, GraphGPSSettings, load_model, save_model
+from gtkern.models import (
+    GraphGPS,
+    GraphGPSSettings,
+    GraphormerSettings,
+    load_model,
+    save_model,
+)
 from gtkern.training import settings as settings_of
 from gtkern.training.errors import UserError
 from gtkern.training.run import RunFolder
+
+pytest.importorskip("ogb")
 
 CONFIGS = sorted((pathlib.Path(gtkern.__file__).parent / "configs/deepgpt").glob("*/*.yaml"))
 NETWORK = GraphGPSSettings(width=16, heads=2, layers=3, walk_steps=4, attention_dropout=0.1)
@@ -214,6 +224,23 @@ def test_a_backbone_must_read_the_data_s_features(tmp_path: pathlib.Path) -> Non
     )
     with pytest.raises(ValueError, match=message):
         open_backbone(tmp_path).check(dataset())
+
+
+@pytest.mark.parametrize(("theirs", "row"), [("microsoft", 2), ("hugging face", 3)])
+def test_a_graphormer_is_read_from_a_public_checkpoint(
+    tmp_path: pathlib.Path, theirs: str, row: int
+) -> None:
+    sizes = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "path_length": 2}
+    atoms, bonds = feature_sizes()
+    released = PaddedGraphormer(len(atoms), len(bonds), 1, GraphormerSettings(**sizes))
+    state = dict(released.state_dict())
+    if theirs == "hugging face":
+        state["classifier.classifier.weight"] = state.pop("encoder.embed_out.weight")
+    torch.save(state, tmp_path / "model.pt")
+    network = open_backbone(tmp_path / "model.pt", "graphormer", sizes).read()
+    table = state["encoder.graph_encoder.graph_node_feature.atom_encoder.weight"]
+    assert torch.equal(network.node_encoder.table.weight[:119], table[row : 119 + row])
+    assert not network.training
 
 
 def test_a_public_checkpoint_needs_its_sizes(tmp_path: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gtkern import ops
 from gtkern.data.graphs import GraphDataset
 from gtkern.models import load_checkpoint, load_light_checkpoint
+from gtkern.models.checkpoints import read_state
 from gtkern.models.saved import load_model, read_config
 from gtkern.training.graph_settings import MODELS
 
@@ -133,8 +134,10 @@ def _graphormer(path: pathlib.Path, network: dict[str, Any] | None) -> Backbone:
 
     def make(attend: Callable[..., Tensor]) -> nn.Module:
         made: Any = cls(atoms, 1, settings, edge_features=bonds, attend=attend)
-        # the collator of Hugging Face, whose checkpoints these are, leaves one more row free
-        _complain(path, load_checkpoint(made, path, first_atom_row=3), "head")
+        state = read_state(path)
+        # Hugging Face's collator, with which its checkpoints are used, leaves one more row free
+        row = 3 if any(key.startswith("classifier.") for key in state) else 2
+        _complain(path, load_checkpoint(made, state, first_atom_row=row), "head")
         return made  # type: ignore[no-any-return]
 
     return Backbone(path, "graphormer", settings, atoms, bonds, make)
