@@ -101,6 +101,8 @@ def _columns(rooms: Mapping[str, Sized]) -> list[list[str]]:
 
 
 def _panel(axes: Any, room: str, cases: Mapping[str, tuple[dict[str, str], Any]]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     names = list(dict.fromkeys(row["side"] for _, peers in cases.values() for row in peers))
     for at, name in enumerate(names):
         marks = [
@@ -138,7 +140,9 @@ def _panel(axes: Any, room: str, cases: Mapping[str, tuple[dict[str, str], Any]]
     axes.axvline(1, color="black", linewidth=1)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low / 1.6, 0.7), high * 1.1)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=7.5)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
