@@ -120,8 +120,7 @@ class Worker {
 
   std::int64_t most_block() const { return std::min<std::int64_t>(in_.max_nodes, 256); }
   std::int64_t most_scores() const {
-    const Shape<A> largest(in_.max_nodes, in_.slots, in_.group());
-    return std::max<std::int64_t>(8192, largest.block * largest.ld);
+    return Shape<A>::most_scores(in_.max_nodes, in_.slots, in_.group());
   }
   std::int64_t measure() {
     wide_ = padded<A>(in_.width);

@@ -59,8 +59,7 @@ template <class A>
 struct Shape {
   Shape(std::int64_t n, std::int64_t slots, int group)
       : nodes(n), keys(n + slots), wide(padded<A>(n + slots)) {
-    constexpr std::int64_t kScores = 4096;
-    const std::int64_t fewest = group == 1 ? 24 : 12;
+    const std::int64_t fewest = fewest_queries(group);
     const std::int64_t vectors = wide / Lanes<A>::kCount;
     const std::int64_t panels =
         std::max<std::int64_t>(1, (vectors + kTileColumns - 1) / kTileColumns);
@@ -76,6 +75,17 @@ struct Shape {
   std::int64_t panel;     // keys that a tile of scores has, but for the last
   std::int64_t block;     // queries at a time
   bool whole() const { return block >= nodes; }
+
+  // Scores of the largest block of any graph of up to `most_nodes` nodes. A smaller graph may have
+  // a larger block than that one: of as many queries, or of kScores in vectors and their padding.
+  static std::int64_t most_scores(std::int64_t most_nodes, std::int64_t slots, int group) {
+    const Shape largest(most_nodes, slots, group);
+    return std::max(2 * kScores, fewest_queries(group) * largest.ld);
+  }
+
+ private:
+  static constexpr std::int64_t kScores = 4096;
+  static std::int64_t fewest_queries(int group) { return group == 1 ? 24 : 12; }
 };
 
 // A graph whose queries are taken in parts, because its heads alone are too few tasks. Sums over

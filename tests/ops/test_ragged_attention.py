@@ -158,6 +158,7 @@ LONG = {
     "among_short_ones": functools.partial(
         make, (5, 520, 0, 600), heads=3, bias=(BYTE,), masked=0.1, prefix=2, dropout=0.1, seed=3
     ),
+    "smaller_graphs_with_larger_blocks": functools.partial(make, (408, 409), heads=1, width=4),
     "without_pairs_of_heads": functools.partial(make, (520,), heads=1, width=16),
     "in_the_last_of_few_chunks": functools.partial(
         make, (513, 20, 514, 7), heads=33, bias=(("int16", 32_767),)
