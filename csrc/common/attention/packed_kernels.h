@@ -333,17 +333,22 @@ struct PackedKernels {
                          simd::store(totals.data() + (row - begin) * 16, total);
                        });
       for (std::int64_t row = begin; row < end; ++row) {
-        const F16 top = simd::load(tops.data() + (row - begin) * 16);
+        F16 top = simd::load(tops.data() + (row - begin) * 16), shrink = simd::splat(1);
         F16 total = simd::all_sum<HG>(simd::load(totals.data() + (row - begin) * 16));
         if (p.eps > 0) {
-          total = simd::fma(simd::splat(p.eps), simd::exp2(simd::sub(simd::zero(), top)), total);
+          // one edge more, of score log(eps): nothing overflows, however low the others are
+          const F16 high = simd::max_of(top, simd::splat(std::log2(p.eps)));
+          shrink = simd::exp2(simd::sub(top, high));
+          total = simd::fma(simd::splat(p.eps), simd::exp2(simd::sub(simd::zero(), high)),
+                            simd::mul(total, shrink));
+          top = high;
         }
         simd::store(lanes, total);
         simd::store(peak, top);
         float* lse = p.statistics + (row * p.groups + g) * 2 * HG;
         for (int h = 0; h < HG; ++h) lse[h] = std::log2(lanes[h]) + peak[h];
         for (float& lane : lanes) lane = lane == 0 ? 0.f : 1 / lane;
-        const F16 inverse = simd::load(lanes);
+        const F16 inverse = simd::mul(simd::load(lanes), shrink);
         F16 sum[NZ];
         load_row(sum, sum_of(row));
 #pragma GCC unroll 16
