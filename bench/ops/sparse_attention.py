@@ -1,4 +1,4 @@
-"""sparse_attention: the shapes of the papers' first phase, hubs, types, and half precision."""
+"""sparse_attention: the papers' first phase, hubs, types, half precision, and soft prompts."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ CASES = (
         {"H": 2, "D": 28, "T": 3},
         options={"clamp": 5.0, "normalization": "exphormer"},
     ),
+    Case("arxiv-prefix", ARXIV, {"H": 4, "D": 64, "P": 20}, passes=("fwd+bwd",), quick=0.01),
     Case("hub", HUB, {"H": 4, "D": 16}, quick=0.2),
     Case("photo-bf16", PHOTO, {"H": 2, "D": 28}, dtype="bfloat16"),
 )
@@ -56,6 +57,7 @@ class _Data:
     Attributes:
         q, k, v: [N, H, D], leaves.
         key_scale: [T, H, D], a leaf, or None without edge types.
+        prefix_k, prefix_v: [P, H, D], leaves, or None without a prefix.
         grad: [N, H, D], the gradient of the output.
         graph: with its CSC made.
         source, destination, kind: int64 [E], sorted by destination, as suits the peers.
@@ -65,6 +67,8 @@ class _Data:
     k: Tensor
     v: Tensor
     key_scale: Tensor | None
+    prefix_k: Tensor | None
+    prefix_v: Tensor | None
     grad: Tensor
     graph: Graph
     source: Tensor
@@ -74,7 +78,8 @@ class _Data:
     @property
     def leaves(self) -> list[Tensor]:
         """What gets a gradient."""
-        return [leaf for leaf in (self.q, self.k, self.v, self.key_scale) if leaf is not None]
+        leaves = (self.q, self.k, self.v, self.key_scale, self.prefix_k, self.prefix_v)
+        return [leaf for leaf in leaves if leaf is not None]
 
 
 def _prepare(case: Case, device: torch.device) -> Problem:
@@ -93,6 +98,9 @@ def _prepare(case: Case, device: torch.device) -> Problem:
     if "T" in sizes:
         edge_type = torch.randint(sizes["T"], (spec.num_edges,), generator=generator).to(device)
         key_scale = random(sizes["T"], heads, width).requires_grad_()
+    prefix_k = prefix_v = None
+    if "P" in sizes:
+        prefix_k, prefix_v = (random(sizes["P"], heads, width).requires_grad_() for _ in range(2))
     nodes = (spec.num_src, spec.num_dst)
 
     def make() -> Graph:
@@ -108,6 +116,8 @@ def _prepare(case: Case, device: torch.device) -> Problem:
         k.requires_grad_(),
         v.requires_grad_(),
         key_scale,
+        prefix_k,
+        prefix_v,
         grad,
         graph,
         graph.csr.index.long(),
@@ -123,7 +133,7 @@ def _own(problem: Problem, passes: str, backend: str) -> Call:
     def forward() -> Tensor:
         out: Tensor = sparse_attention(
             data.q, data.k, data.v, data.graph, key_scale=data.key_scale,
-            **problem.case.options, backend=backend,
+            prefix_k=data.prefix_k, prefix_v=data.prefix_v, **problem.case.options, backend=backend,
         )  # fmt: skip
         return out
 
@@ -140,8 +150,14 @@ def _cost(problem: Problem, passes: str) -> Cost:
     if passes == "fwd+bwd":
         moved += 4 * edges * row + 6 * nodes * row + 8 * edges
         flops += 10 * edges * sizes["H"] * sizes["D"]
+    flops += flops // edges * nodes * sizes.get("P", 0)
     # a kernel is free to keep K and V of a node side by side, so the limit is that of double rows
     return Cost(moved, flops, 2 * row, 2 * spec.num_src * row, edges)
+
+
+def _check_no_prefix(problem: Problem) -> None:
+    if problem.data.prefix_k is not None:
+        raise Unsupported("of the ways to see a prefix only virtual-sources is compared")
 
 
 def _index(x: Tensor, index: Tensor) -> Tensor:
@@ -158,6 +174,7 @@ def _eager(problem: Problem, gather: Callable[[Tensor, Tensor], Tensor]) -> Call
         from torch_geometric.utils import softmax
     except ImportError as error:
         raise Unsupported("torch_geometric is not installed") from error
+    _check_no_prefix(problem)
     data: _Data = problem.data
     options = problem.case.options
     nodes = data.q.size(0)
@@ -205,6 +222,7 @@ def _compiled(problem: Problem, passes: str) -> Call:
 
 def _sparse(problem: Problem, passes: str) -> Call:
     """torch.sparse, head by head: sampled_addmm, softmax over CSR rows, sparse times dense."""
+    _check_no_prefix(problem)
     data: _Data = problem.data
     if problem.case.options or data.key_scale is not None:
         raise Unsupported("torch.sparse has no edge types, clamp or Exphormer normalisation")
@@ -246,6 +264,7 @@ def _sparse_memory(problem: Problem, passes: str) -> float:
 
 def _dense(problem: Problem, passes: str) -> Call:
     """torch's scaled_dot_product_attention over all pairs of nodes, with the edges as a mask."""
+    _check_no_prefix(problem)
     data: _Data = problem.data
     nodes = data.q.size(0)
     if nodes > MOST_DENSE_NODES:
@@ -267,6 +286,27 @@ def _dense_memory(problem: Problem, passes: str) -> float:
     return 6.0 * problem.case.graph.num_src * problem.case.graph.num_dst
 
 
+def _virtual_sources(problem: Problem, passes: str) -> Call:
+    """The prefix as an edit of the graph: further sources with an edge to every node; our op."""
+    data: _Data = problem.data
+    if data.prefix_k is None or data.prefix_v is None:
+        raise Unsupported("there is no prefix")
+    nodes, slots = data.q.size(0), data.prefix_k.size(0)
+    sources = data.graph.num_src_nodes
+    every = torch.arange(nodes, device=data.q.device).repeat_interleave(slots)
+    slot = sources + torch.arange(slots, device=data.q.device).repeat(nodes)
+    edges = torch.cat((data.graph.edge_index(), torch.stack((slot, every))), 1)
+    graph = Graph.from_edge_index(edges, (sources + slots, nodes))
+    graph.csc  # noqa: B018 - made on first use
+
+    def forward() -> Tensor:
+        k, v = torch.cat((data.k, data.prefix_k)), torch.cat((data.v, data.prefix_v))
+        out: Tensor = sparse_attention(data.q, k, v, graph, **problem.case.options)
+        return out
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
 ROOM = Room(
     name="sparse_attention",
     cases=CASES,
@@ -280,6 +320,7 @@ ROOM = Room(
         "pyg-compiled": Peer(_compiled, _eager_memory, compiled=True),
         "torch-sparse": Peer(_sparse, _sparse_memory),
         "torch-dense": Peer(_dense, _dense_memory),
+        "virtual-sources": Peer(_virtual_sources),
     },
     goal_peers=("pyg-index", "pyg-index-select"),
 )

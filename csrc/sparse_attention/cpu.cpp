@@ -37,7 +37,7 @@ attention::FourTensors forward(const Tensor& q, const Tensor& k, const Tensor& v
 
 attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& grad_edge_out,
                                 const OptionalTensor& grad_scores, const Tensor& q, const Tensor& k,
-                                const Tensor& v, const Tensor& out, const Tensor&,
+                                const Tensor& v, const Tensor& out, const Tensor& edge_out,
                                 const Tensor& lse, const Tensor& row_ptr, const Tensor& col,
                                 const Tensor& edge_id, const Tensor& edge_type, const Tensor&,
                                 const Tensor& col_ptr, const Tensor& row, const Tensor& edge_id_t,
@@ -46,7 +46,7 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
                                 const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
                                 const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
                                 double scale, double clamp, double temperature, double dropout,
-                                double eps, std::int64_t seed, std::int64_t needs) {
+                                double eps, std::int64_t seed, std::int64_t needs, bool partial) {
   return attention::call_backward(
       grad_out, grad_edge_out, grad_scores, q, k, v, out, lse,
       {key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr},
@@ -54,6 +54,9 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
       [&](auto in, auto grad) {
         in.csr = edges_of(row_ptr, col, edge_id, edge_type);
         grad.csc = edges_of(col_ptr, row, edge_id_t, edge_type_t);
+        grad.partial = partial;
+        using T = std::remove_cvref_t<decltype(*grad.out)>;
+        if (partial) grad.edge_out = pointer_or_null<T>(edge_out);
         attention::backward(in, grad);
       });
 }

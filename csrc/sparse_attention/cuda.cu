@@ -39,7 +39,7 @@ attention::NineTensors backward(const Tensor& grad_out, const OptionalTensor& gr
                                 const OptionalTensor& key_edge, const OptionalTensor& bias_edge,
                                 const OptionalTensor& edge_query, const OptionalTensor& edge_attr,
                                 double scale, double clamp, double temperature, double dropout,
-                                double eps, std::int64_t seed, std::int64_t needs) {
+                                double eps, std::int64_t seed, std::int64_t needs, bool) {
   return attention::gpu::backward(
       grad_out, grad_edge_out, grad_scores, q, k, v, out, edge_out, lse,
       edges_of(row_ptr, col, edge_id, edge_type, heavy),

@@ -8,7 +8,8 @@
 //   with fp64 q); edge_query [N_dst, H, De] and edge_attr [E, De] in the dtype of q. out [N_dst, H,
 //   Dv]; edge_out [N_dst, H, De] or [0]; lse fp32 [N_dst, H]; scores fp32 [E, H] or [0].
 // The nine gradients stand in the order q, k, v, then the six terms; bit b of `needs` asks for
-// number b, and one that is not needed has no elements.
+// number b, and one that is not needed has no elements. `partial`: rows attend to more than their
+// edges, and out, edge_out and lse are those of whole rows; it does not go with grad_scores.
 
 namespace gtkern::sparse_attention {
 
@@ -27,8 +28,8 @@ inline constexpr const char* kBackwardSchema =
     "Tensor col_ptr, Tensor row, Tensor edge_id_t, Tensor edge_type_t, Tensor heavy_t, "
     "Tensor? key_table, Tensor? bias_table, Tensor? key_edge, Tensor? bias_edge, "
     "Tensor? edge_query, Tensor? edge_attr, "
-    "float scale, float clamp, float temperature, float dropout, float eps, int seed, int needs) "
-    "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_table, "
+    "float scale, float clamp, float temperature, float dropout, float eps, int seed, int needs, "
+    "bool partial=False) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_key_table, "
     "Tensor grad_bias_table, Tensor grad_key_edge, Tensor grad_bias_edge, Tensor grad_edge_query, "
     "Tensor grad_edge_attr)";
 

@@ -214,7 +214,8 @@ class ExphormerAttention(nn.Module):
     Args:
         width: C, input and output width.
         heads: H; divides width.
-        attend: sparse_attention, or a function of the same arguments.
+        attend: sparse_attention, or a function of the same arguments; without a prefix it is called
+            without those of one.
 
     Reference: Shirzad et al. 2023 (Exphormer), section 3.
     """
@@ -228,9 +229,33 @@ class ExphormerAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.key_scale = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, graph: Graph, type_embedding: Tensor) -> Tensor:
-        """Attend over the graph: x [N, C] and the types' embedding [T, C] give [N, C]."""
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        type_embedding: Tensor,
+        prefix_k: Tensor | None = None,
+        prefix_v: Tensor | None = None,
+    ) -> Tensor:
+        """Attend over the graph.
+
+        Args:
+            x: [N, C].
+            graph: the augmented graph, with edge types.
+            type_embedding: [T, C].
+            prefix_k, prefix_v: [P, H, D] each: keys and values that every node sees besides its
+                edges, not projected; they have no type.
+
+        Returns:
+            [N, C].
+        """
         q, k, v = self.qkv(x).view(x.size(0), 3, self.heads, -1).unbind(1)
+        # under autocast the projections are narrower than parameters
+        prefix = {
+            name: part.to(q.dtype)
+            for name, part in (("prefix_k", prefix_k), ("prefix_v", prefix_v))
+            if part is not None
+        }
         out: Tensor = self.attend(
             q,
             k,
@@ -239,6 +264,7 @@ class ExphormerAttention(nn.Module):
             key_scale=self.key_scale(type_embedding).view(type_embedding.size(0), self.heads, -1),
             clamp=5.0,
             normalization="exphormer",
+            **prefix,
         )
         return out.flatten(1)
 

@@ -77,11 +77,18 @@ def _blocks_backward(grad_out: Tensor, x: Tensor, values: Tensor, *rest: Any, **
     return 2 * math.prod(x.shape[:-1]) * values.numel() * sum(map(bool, needs[:2]))
 
 
+def _sparse_entries(q: Tensor, csr: Sequence[Tensor], rest: Sequence[Any]) -> int:
+    """The edges, and every row with every slot of a prefix, which follows six terms."""
+    prefix_k = rest[6]
+    return int(csr[1].numel()) + (0 if prefix_k is None else q.size(0) * prefix_k.size(0))
+
+
 @register_flop_formula(torch.ops.gtkern.sparse_attention_fwd, get_raw=True)
 def _sparse_forward(
-    q: Tensor, k: Tensor, v: Tensor, csr: Sequence[Tensor], *rest: Any, **more: Any
-) -> int:
-    return _of_attention(csr[1].numel(), q, v, backward=False)
+    q: Tensor, k: Tensor, v: Tensor, csr: Sequence[Tensor], csc: Sequence[Tensor], *rest: Any,
+    **more: Any,
+) -> int:  # fmt: skip
+    return _of_attention(_sparse_entries(q, csr, rest), q, v, backward=False)
 
 
 @register_flop_formula(torch.ops.gtkern.sampled_attention_fwd, get_raw=True)
@@ -95,9 +102,9 @@ def _sampled_forward(
 def _sparse_backward(
     grad_out: Tensor, grad_edge_out: Tensor | None, grad_scores: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, edge_out: Tensor, lse: Tensor,
-    csr: Sequence[Tensor], *rest: Any, **more: Any,
+    csr: Sequence[Tensor], csc: Sequence[Tensor], *rest: Any, **more: Any,
 ) -> int:  # fmt: skip
-    return _of_attention(csr[1].numel(), q, v, backward=True)
+    return _of_attention(_sparse_entries(q, csr, rest), q, v, backward=True)
 
 
 @register_flop_formula(torch.ops.gtkern.sampled_attention_bwd, get_raw=True)

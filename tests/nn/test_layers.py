@@ -102,7 +102,8 @@ def test_sampled_attention_keeps_heads_apart() -> None:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_exphormer_attention_is_the_papers_equation() -> None:
+@pytest.mark.parametrize("slots", [0, 3])
+def test_exphormer_attention_is_the_papers_equation(slots: int) -> None:
     heads, graph = 2, typed_graph()
     x, types = torch.randn(NODES, WIDTH), torch.randn(TYPES, WIDTH)
     layer = ExphormerAttention(WIDTH, heads)
@@ -114,8 +115,14 @@ def test_exphormer_attention_is_the_papers_equation() -> None:
         weight = score.clamp(-5, 5).exp().detach()
         total[target] += weight
         expected[target] += (weight[:, None] * v[source]).detach()
+    prefix = torch.randn(2, slots, heads, WIDTH // heads)
+    for key, value in prefix.unbind(1):
+        weight = ((key * q).sum(-1) / math.sqrt(WIDTH // heads)).clamp(-5, 5).exp().detach()
+        total += weight
+        expected += weight[..., None] * value
     expected = (expected / (total[..., None] + 1e-6)).flatten(1)
-    torch.testing.assert_close(layer(x, graph, types), expected, rtol=1e-4, atol=1e-5)
+    found = layer(x, graph, types, *(prefix if slots else ()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_graph_norm_equals_that_of_pyg() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gtkern import Ragged, ops
+from gtkern import Graph, Ragged, ops
 from gtkern.training.flops import count_flops
 
 HEADS, WIDTH = 2, 4
@@ -44,6 +44,19 @@ def test_sampled_attention_counts_neighbours() -> None:
         ops.sampled_attention(q, k, v, neighbors).sum()
 
     assert count_flops(run) == 2 * 24 * HEADS * 2 * WIDTH
+
+
+def test_sparse_attention_counts_edges_and_the_prefix() -> None:
+    q, k, v = torch.randn(3, 8, HEADS, WIDTH).requires_grad_().unbind(0)
+    graph = Graph.from_edge_index(torch.randint(8, (2, 20)), 8)
+    prefix = torch.randn(3, HEADS, WIDTH)
+
+    def run(*prefix: torch.Tensor) -> None:
+        slots = dict(zip(("prefix_k", "prefix_v"), prefix, strict=False))
+        ops.sparse_attention(q, k, v, graph, **slots).sum().backward()
+
+    assert count_flops(run) == 2 * 20 * HEADS * 7 * WIDTH
+    assert count_flops(lambda: run(prefix, prefix)) == 2 * (20 + 8 * 3) * HEADS * 7 * WIDTH
 
 
 def test_matrix_products_are_torchs() -> None:

@@ -126,6 +126,18 @@ EdgeGradient<A> edge_gradient(const Inputs<T, A>& in, const Backward<T, A>& grad
   return {p, p * keep, into, open};
 }
 
+// sum p dP over all that a row attends to, its edges among it.
+template <class T, class A>
+A whole_delta(const Inputs<T, A>& in, const Backward<T, A>& grad, std::int64_t row) {
+  A sum =
+      dot<A>(grad.grad_out + row * in.value_width, grad.out + row * in.value_width, in.value_width);
+  if (grad.edge_out && grad.grad_edge_out) {
+    sum += dot<A>(grad.grad_edge_out + row * in.attr_width, grad.edge_out + row * in.attr_width,
+                  in.attr_width);
+  }
+  return sum;
+}
+
 }  // namespace
 
 template <class T, class A>
@@ -144,7 +156,8 @@ void forward_general(const Inputs<T, A>& in, const Results<T, A>& to) {
         return Edge{i, edges.index[begin + n], edges.id(begin + n), edges.kind(begin + n)};
       };
       for (int h = 0; h < H; ++h) {
-        A peak = -std::numeric_limits<A>::infinity();
+        // eps is one edge more, of score log(eps): nothing overflows, however low the others are
+        A peak = std::log(static_cast<A>(in.numbers.eps));
         for (std::int64_t n = 0; n < degree; ++n) {
           weight[n] = scorer.clamped(scorer.raw(edge(n), h));
           // NaN must reach the sum, so it may become the peak
@@ -209,6 +222,7 @@ void backward_general(const Inputs<T, A>& in, const Backward<T, A>& grad) {
           found[n] = edge_gradient(in, grad, scorer, edge(n), h);
           sum += found[n].p * found[n].into_p;
         }
+        if (grad.partial) sum = whole_delta(in, grad, i * H + h);
         delta[i * H + h] = sum;
         const T* q = in.q + (i * H + h) * width;
         std::fill_n(q_sum, width, A(0));

@@ -72,8 +72,11 @@ template <class T, class A>
 struct Backward {
   const T *grad_out = nullptr, *grad_edge_out = nullptr;
   const A* grad_scores = nullptr;
-  const T* out = nullptr;
+  const T *out = nullptr, *edge_out = nullptr;
   const A* lse = nullptr;
+  // rows attend to more than their edges: out, edge_out and lse are of all, and delta is grad_out .
+  // out + grad_edge_out . edge_out (there is no grad_scores then). edge_out is null in other calls.
+  bool partial = false;
   Edges csc;
   T *q = nullptr, *k = nullptr, *v = nullptr;
   A *key_table = nullptr, *bias_table = nullptr, *key_edge = nullptr, *bias_edge = nullptr;

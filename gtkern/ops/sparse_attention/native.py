@@ -48,8 +48,13 @@ class Native:
         terms: Terms,
         options: Options,
         needs: Needs,
+        partial: bool,
     ) -> Gradients:
-        """See types.Gradients."""
+        """See types.Gradients.
+
+        Args:
+            partial: rows attend to more than their edges, and out, edge_out and lse are of all.
+        """
         mask = sum(1 << bit for bit, needed in enumerate(needs) if needed)
         return Gradients(
             *_native.ops(self.backend).sparse_attention_bwd(
@@ -67,5 +72,6 @@ class Native:
                 *terms,
                 *options,
                 mask,
+                partial,
             )
         )

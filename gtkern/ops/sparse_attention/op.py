@@ -12,9 +12,19 @@ from torch import Tensor
 from gtkern import _backends, _check
 from gtkern.graph import Adjacency, Graph
 from gtkern.ops import _attention
-from gtkern.ops._attention import OPTIONS_SCHEMA, TERMS_SCHEMA, Forward, Needs, Terms
+from gtkern.ops._attention import (
+    OPTIONS_SCHEMA,
+    TERMS_SCHEMA,
+    Forward,
+    Gradients,
+    Needs,
+    Terms,
+)
+from gtkern.ops.sparse_attention import prefix as prefixes
 from gtkern.ops.sparse_attention import reference
 from gtkern.ops.sparse_attention.native import Native
+from gtkern.ops.sparse_attention.prefix import PrefixGradients
+from gtkern.ops.sparse_attention.types import Prefix
 
 __all__ = ["sparse_attention"]
 
@@ -32,6 +42,8 @@ def sparse_attention(
     bias: Tensor | None = None,
     edge_query: Tensor | None = None,
     edge_attr: Tensor | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
     clamp: float | None = None,
     temperature: float = 1.0,
     dropout: float = 0.0,
@@ -49,7 +61,9 @@ def sparse_attention(
         a     = exp(score) / Σ_{edges into i} exp(score)
         out   = Σ_{edges into i} dropout(a) v[j,h]
 
-    A node without edges, or with every score at -inf, gets 0 and gives zero gradients.
+    A prefix joins the sums of every node as edges from P further sources would, with m = 1, b = 0
+    and no edge_attr. A node without edges and prefix, or with every score at -inf, gets 0 and gives
+    zero gradients.
 
     Args:
         q: [N_dst, H, D], float32, bfloat16, float16 or float64; D at most 256.
@@ -65,6 +79,9 @@ def sparse_attention(
         edge_attr: [E, De], dtype of q, in the order the graph was given its edges; needs
             edge_query. With the pair, the attended edge_attr is returned too: keys k[j] + W e and
             values v[j] + W e need no [E, H, D] tensor (peers: PyG TransformerConv).
+        prefix_k: [P, H, D], dtype of q: keys that every node sees besides its edges (a soft
+            prompt); needs prefix_v, and does not go with return_scores.
+        prefix_v: [P, H, Dv], dtype of q.
         clamp: c > 0 holds scores in [-c, c], with zero gradient outside.
         temperature: > 0.
         dropout: probability in [0, 1) that a normalised score is set to 0, the others growing by
@@ -85,13 +102,14 @@ def sparse_attention(
         NotImplementedError: the named backend cannot run here.
 
     Reference: Shirzad et al. 2023 (Exphormer), eq. 2; Dao et al. 2022 (FlashAttention), for the
-    recomputing backward pass.
+    recomputing backward pass; Li and Liang 2021, section 4, for the prefix.
     """
     _check_inputs(q, k, v, graph)
     num_edges, heads, width = graph.num_edges, q.size(1), q.size(2)
     key_table, key_edge = _by_type_or_edge("key_scale", key_scale, graph, (heads, width))
     bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,))
     _check_edge_pair(edge_query, edge_attr, q, num_edges)
+    prefix = _check_prefix(prefix_k, prefix_v, q, v, return_scores)
     _check.same_device(
         q=q,
         k=k,
@@ -101,6 +119,8 @@ def sparse_attention(
         bias=bias,
         edge_query=edge_query,
         edge_attr=edge_attr,
+        prefix_k=prefix_k,
+        prefix_v=prefix_v,
     )
     numbers = _attention.numbers(width, scale, clamp, temperature, dropout, normalization)
     chosen = _backends.resolve("sparse_attention", backend, BACKENDS, q.device, q.dtype)
@@ -109,7 +129,7 @@ def sparse_attention(
 
     if chosen == "reference":
         options = _attention.options(numbers, seed_tensor)
-        result = reference.forward(q, k, v, graph.csr, terms, options, return_scores)
+        result = reference.forward(q, k, v, graph.csr, terms, prefix, options, return_scores)
     else:
         differentiated = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (q, k, v, *terms)
@@ -122,6 +142,7 @@ def sparse_attention(
                 list(graph.csr),
                 list(graph.csc) if differentiated else [],
                 *(None if term is None else term.contiguous() for term in terms),
+                *((None, None) if prefix is None else (part.contiguous() for part in prefix)),
                 *numbers,
                 seed_tensor,
                 return_scores,
@@ -208,16 +229,44 @@ def _check_edge_pair(
     _check.same_dtype("edge_attr", edge_attr, "q", q)
 
 
+def _check_prefix(
+    prefix_k: Tensor | None, prefix_v: Tensor | None, q: Tensor, v: Tensor, return_scores: bool
+) -> Prefix | None:
+    if prefix_k is None and prefix_v is None:
+        return None
+    for name, value in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
+        if value is None:
+            raise ValueError(f"{name} must be given too: prefix_k and prefix_v work as a pair")
+        _check.floating(name, value)
+    assert prefix_k is not None and prefix_v is not None
+    _check.rank("prefix_k", prefix_k, "P, H, D")
+    slots = prefix_k.size(0)
+    _check.shape("prefix_k", prefix_k, "P, H, D", (slots, q.size(1), q.size(2)))
+    _check.shape("prefix_v", prefix_v, "P, H, Dv", (slots, q.size(1), v.size(2)))
+    _check.same_dtype("prefix_k", prefix_k, "q", q)
+    _check.same_dtype("prefix_v", prefix_v, "q", q)
+    if return_scores:
+        raise ValueError("return_scores must be False with prefix_k: its scores belong to no edge")
+    return Prefix(prefix_k, prefix_v)
+
+
+def _prefix(k: Tensor | None, v: Tensor | None) -> Prefix | None:
+    return None if k is None or v is None else Prefix(k, v)
+
+
+_PREFIX_SCHEMA = "Tensor? prefix_k, Tensor? prefix_v"
 torch.library.define(
     "gtkern::sparse_attention_fwd",
     f"(Tensor q, Tensor k, Tensor v, Tensor[] csr, Tensor[] csc, {TERMS_SCHEMA}, "
-    f"{OPTIONS_SCHEMA}, bool return_scores, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{_PREFIX_SCHEMA}, {OPTIONS_SCHEMA}, bool return_scores, str backend) "
+    f"-> ({', '.join(['Tensor'] * 4)})",
 )
 torch.library.define(
     "gtkern::sparse_attention_bwd",
     "(Tensor grad_out, Tensor? grad_edge_out, Tensor? grad_scores, Tensor q, Tensor k, Tensor v, "
     f"Tensor out, Tensor edge_out, Tensor lse, Tensor[] csr, Tensor[] csc, {TERMS_SCHEMA}, "
-    f"{OPTIONS_SCHEMA}, bool[] needs, str backend) -> ({', '.join(['Tensor'] * 9)})",
+    f"{_PREFIX_SCHEMA}, {OPTIONS_SCHEMA}, bool[] needs, str backend) "
+    f"-> ({', '.join(['Tensor'] * 11)})",
 )
 
 
@@ -234,13 +283,18 @@ def _forward(
     key_table: Tensor | None, bias_table: Tensor | None,
     key_edge: Tensor | None, bias_edge: Tensor | None,
     edge_query: Tensor | None, edge_attr: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float, clamp: float, temperature: float, dropout: float, eps: float,
     seed: Tensor | None, return_scores: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
     terms = _attention.widened(terms, q)
-    return tuple(_load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores))
+    result = _load(backend).forward(q, k, v, Adjacency(*csr), terms, options, return_scores)
+    prefix = _prefix(prefix_k, prefix_v)
+    if prefix is not None:
+        result = prefixes.merge(result, q, prefix, csr[1].numel(), options)
+    return tuple(result)
 
 
 @torch.library.impl("gtkern::sparse_attention_bwd", "CompositeExplicitAutograd")
@@ -251,28 +305,53 @@ def _backward(
     key_table: Tensor | None, bias_table: Tensor | None,
     key_edge: Tensor | None, bias_edge: Tensor | None,
     edge_query: Tensor | None, edge_attr: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float, clamp: float, temperature: float, dropout: float, eps: float,
     seed: Tensor | None, needs: Sequence[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
     options = _attention.options((scale, clamp, temperature, dropout, eps), seed)
-    gradients = _load(backend).backward(
-        grad_out.contiguous(),
-        None if grad_edge_out is None else grad_edge_out.contiguous(),
-        None if grad_scores is None else grad_scores.contiguous(),
-        q,
-        k,
-        v,
-        out,
-        edge_out,
-        lse,
-        Adjacency(*csr),
-        Adjacency(*csc),
-        _attention.widened(terms, q),
-        options,
-        Needs(*needs),
-    )
-    return tuple(_attention.narrowed(gradients, terms, Needs(*needs)))
+    prefix = _prefix(prefix_k, prefix_v)
+    grad_out = grad_out.contiguous()
+    grad_edge_out = None if grad_edge_out is None else grad_edge_out.contiguous()
+    wanted = Needs(*needs[:9])
+    if any(wanted):
+        gradients = _load(backend).backward(
+            grad_out,
+            grad_edge_out,
+            None if grad_scores is None else grad_scores.contiguous(),
+            q,
+            k,
+            v,
+            out,
+            edge_out,
+            lse,
+            Adjacency(*csr),
+            Adjacency(*csc),
+            _attention.widened(terms, q),
+            options,
+            wanted,
+            prefix is not None,
+        )
+        gradients = _attention.narrowed(gradients, terms, wanted)
+    else:
+        gradients = Gradients(*(q.new_empty(0) for _ in wanted))
+    mine = PrefixGradients(None, None)
+    if prefix is not None and (wanted.q or any(needs[9:])):
+        mine = prefixes.backward(
+            grad_out,
+            grad_edge_out,
+            q,
+            out,
+            edge_out,
+            lse,
+            prefix,
+            csr[1].numel(),
+            options,
+            gradients.q if wanted.q else None,
+            (needs[9], needs[10]),
+        )
+    return (*gradients, *(q.new_empty(0) if each is None else each for each in mine))
 
 
 @torch.library.register_fake("gtkern::sparse_attention_fwd")
@@ -281,6 +360,7 @@ def _forward_fake(
     key_table: Tensor | None, bias_table: Tensor | None,
     key_edge: Tensor | None, bias_edge: Tensor | None,
     edge_query: Tensor | None, edge_attr: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float, clamp: float, temperature: float, dropout: float, eps: float,
     seed: Tensor | None, return_scores: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -303,28 +383,34 @@ def _backward_fake(
     key_table: Tensor | None, bias_table: Tensor | None,
     key_edge: Tensor | None, bias_edge: Tensor | None,
     edge_query: Tensor | None, edge_attr: Tensor | None,
+    prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float, clamp: float, temperature: float, dropout: float, eps: float,
     seed: Tensor | None, needs: Sequence[bool], backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    inputs = (q, k, v, key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)
+    inputs = (
+        q, k, v, key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr,
+        prefix_k, prefix_v,
+    )  # fmt: skip
     return tuple(
-        torch.empty_like(tensor) if needed and tensor is not None else q.new_empty(0)
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if needed and tensor is not None
+        else q.new_empty(0)
         for tensor, needed in zip(inputs, needs, strict=True)
     )
 
 
-# where the differentiable inputs stand in the forward schema: q, k, v, then the six terms
-_DIFFERENTIABLE = (0, 1, 2, 5, 6, 7, 8, 9, 10)
+# where the differentiable inputs stand in the forward schema: q, k, v, the six terms, the prefix
+_DIFFERENTIABLE = (0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 12)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, csr, csc = inputs[:5]
     out, edge_out, lse, _ = output
-    ctx.save_for_backward(q, k, v, out, edge_out, lse, *csr, *csc, *inputs[5:11])
+    ctx.save_for_backward(q, k, v, out, edge_out, lse, *csr, *csc, *inputs[5:13])
     ctx.num_csc = len(csc)
-    ctx.options = inputs[11:17]
-    ctx.return_scores = inputs[17]
-    ctx.backend = inputs[18]
+    ctx.options = inputs[13:19]
+    ctx.return_scores = inputs[19]
+    ctx.backend = inputs[20]
 
 
 def _autograd(
@@ -356,7 +442,7 @@ def _autograd(
         needs,
         ctx.backend,
     )
-    result: list[Any] = [None] * 19
+    result: list[Any] = [None] * 21
     result[3], result[4] = [None] * len(csr), [None] * len(csc)
     for at, needed, gradient in zip(_DIFFERENTIABLE, needs, gradients, strict=True):
         result[at] = gradient if needed else None

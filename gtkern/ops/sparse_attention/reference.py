@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gtkern.graph import Adjacency
-from gtkern.ops.sparse_attention.types import Forward, Options, Terms
+from gtkern.ops.sparse_attention.types import Forward, Options, Prefix, Terms
 from gtkern.random import keep_mask
 
 
@@ -18,10 +18,11 @@ def forward(
     v: Tensor,
     csr: Adjacency,
     terms: Terms,
+    prefix: Prefix | None,
     options: Options,
     return_scores: bool,
 ) -> Forward:
-    """Attention of every destination over its row of the graph."""
+    """Attention of every destination over its row of the graph, and the prefix."""
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     num_dst, heads, _ = q.shape
     rows = torch.arange(num_dst, device=q.device)
@@ -45,6 +46,15 @@ def forward(
         score = score + terms.bias_table.to(work)[kind]
     if terms.bias_edge is not None:
         score = score + terms.bias_edge.to(work)[edge]
+    value, item = v.to(work)[col], edge
+    if prefix is not None:
+        # every row's slots come after all edges
+        slots = prefix.k.size(0)
+        product = (q.to(work)[:, None] * prefix.k.to(work)).sum(-1)  # [N_dst, P, H]
+        score = torch.cat((score, options.scale * product.flatten(0, 1)))
+        value = torch.cat((value, prefix.v.to(work).repeat(num_dst, 1, 1)))
+        row = torch.cat((row, rows.repeat_interleave(slots)))
+        item = torch.cat((edge, edge.numel() + torch.arange(num_dst * slots, device=q.device)))
     score = score / options.temperature
     if options.clamp != float("inf"):
         score = score.clamp(-options.clamp, options.clamp)
@@ -64,12 +74,13 @@ def forward(
     alpha = weight / torch.where(total == 0, torch.ones_like(total), total)[row]
     scale_kept = alpha
     if options.dropout > 0:
-        kept = keep_mask(options.seed, edge, heads, options.dropout)
+        kept = keep_mask(options.seed, item, heads, options.dropout)
         scale_kept = alpha * kept / (1 - options.dropout)
 
-    out = row_sum(scale_kept[..., None] * v.to(work)[col]).to(q.dtype)
+    out = row_sum(scale_kept[..., None] * value).to(q.dtype)
     edge_out = q.new_empty(0)
     if attr is not None:
+        row, scale_kept = row[: edge.numel()], scale_kept[: edge.numel()]
         edge_out = row_sum(scale_kept[..., None] * attr).to(q.dtype)
     lse = total.log() + peak
     scores = lse.new_empty(0)

@@ -39,8 +39,14 @@ def backward(
     terms: Terms,
     options: Options,
     needs: Needs,
+    partial: bool,
 ) -> Gradients:
-    """See types.Gradients."""
+    """See types.Gradients.
+
+    Args:
+        partial: rows attend to more than their edges, and out, edge_out and lse are of all: these
+            kernels take delta from them in any case.
+    """
     return _triton_attention.backward(
         grad_out,
         grad_edge_out,
