@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from gtkern import _processes, ops
 from gtkern.graph import Graph
+from gtkern.models.batches import each_with_prompt
 from gtkern.nn import (
     BatchNorm,
     EdgeTypeTerms,
     ExphormerAttention,
     NarrowAttention,
+    Prompt,
     SampledAttention,
     TransformerBlock,
     dropout,
@@ -249,30 +251,45 @@ class Exphormer(_Network):
             norms = (make_norm(norm, width) for _ in range(layers))
             self.local_norms = nn.ModuleList(norms)
 
-    def forward(self, x: Tensor, graph: Graph, edges: Any = None) -> Tensor:
-        """Logits of the nodes.
+    def embed(
+        self,
+        x: Tensor,
+        graph: Graph,
+        edges: Any = None,
+        prompts: Sequence[Prompt | None] | None = None,
+    ) -> Tensor:
+        """What the output layers read of the nodes.
 
         Args:
             x: [N, F].
             graph: the augmented graph, of N + V nodes.
             edges: of the graph itself, as the local layers take them.
+            prompts: for every layer, what a method adds to it: a vector to what attention reads,
+                and keys and values that every node sees. None: nothing.
 
         Returns:
-            [N, classes].
+            [N, C].
         """
         nodes = x.size(0)
         x = self.encoder(x)
         if self.virtual is not None:
             x = torch.cat((x, self.virtual.weight))
         types = self.type_embedding.weight
-        for depth, (attention, block) in enumerate(zip(self.attention, self.blocks, strict=True)):
+        layers = zip(each_with_prompt(self.attention, prompts), self.blocks, strict=True)
+        for depth, ((attention, prompt), block) in enumerate(layers):
             beside = None
             if self.local is not None and self.local_norms is not None:
                 assert isinstance(block, TransformerBlock)
                 near = self.local[depth](x, edges)
                 beside = self.local_norms[depth](x + dropout(near, block.dropout, self.training))
-            x = block(x, attention(x, graph, types), beside)
-        logits: Tensor = self.head(x[:nodes])
+            given = Prompt() if prompt is None else prompt
+            attended = attention(given.added_to(x), graph, types, given.prefix_k, given.prefix_v)
+            x = block(x, attended, beside)
+        return x[:nodes]
+
+    def forward(self, x: Tensor, graph: Graph, edges: Any = None) -> Tensor:
+        """Logits [N, classes] of the nodes; see `embed`."""
+        logits: Tensor = self.head(self.embed(x, graph, edges))
         return logits
 
 

@@ -268,6 +268,12 @@ class ExphormerAttention(nn.Module):
         )
         return out.flatten(1)
 
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values [P, H, D] of rows x [P, C] that ask nothing: a prefix."""
+        rows = functional.linear(x, self.qkv.weight[self.width :])
+        k, v = rows.view(x.size(0), 2, self.heads, -1).unbind(1)
+        return k, v
+
     def extra_repr(self) -> str:
         """The sizes."""
         return f"{self.width}, heads={self.heads}"

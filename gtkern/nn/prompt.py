@@ -27,12 +27,15 @@ class Prompt(NamedTuple):
     prefix_v: Tensor | None = None
     prefix_set: Tensor | None = None
 
-    def added_to(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """The rows x [N, C] of the graphs, with their vector."""
+    def added_to(self, x: Tensor, ragged: Ragged | None = None) -> Tensor:
+        """Rows x [N, C] with their vector; where each graph has its own, `ragged` has them."""
         if self.vector is None:
             return x
         vector = self.vector.to(x.dtype)
-        return x + (vector if vector.dim() == 1 else vector.index_select(0, ragged.batch()))
+        if vector.dim() == 1:
+            return x + vector
+        assert ragged is not None
+        return x + vector.index_select(0, ragged.batch())
 
     def prefix(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What attention is called with behind rows, graphs and biases."""
