@@ -100,14 +100,18 @@ class FullTokenGraphormer(nn.Module):
 
     Args:
         network: frozen but for the weights of its head.
-        prefix: [L, P, C], tokens of each layer.
-        vector: [L, C], added to the rows that each layer reads.
+        prefix: [L, P, C], tokens of each prompted layer.
+        vector: [L, C], added to the rows that each of them reads.
+        first: the first layer with prompts; the others follow.
 
     Reference: Shirkavand and Huang 2023 (DeepGPT).
     """
 
-    def __init__(self, network: PaddedGraphormer, prefix: Tensor, vector: Tensor) -> None:
+    def __init__(
+        self, network: PaddedGraphormer, prefix: Tensor, vector: Tensor, *, first: int = 0
+    ) -> None:
         super().__init__()
+        self.first = first
         self.network = network.requires_grad_(False)
         network.encoder.embed_out.requires_grad_(True)
         self.prefix, self.vector = nn.Parameter(prefix), nn.Parameter(vector)
@@ -116,9 +120,12 @@ class FullTokenGraphormer(nn.Module):
         """The outputs [G, num_tasks]."""
         encoder, tokens = self.network.encoder, self.prefix.size(1)
         x, bias = encoder.graph_encoder.begin(batch)
+        layers = list(encoder.graph_encoder.layers)
+        for layer in layers[: self.first]:
+            x = layer(x, bias)
         bias = functional.pad(bias, (tokens, 0, tokens, 0))
         for layer, prefix, vector in zip(
-            encoder.graph_encoder.layers, self.prefix, self.vector, strict=True
+            layers[self.first :], self.prefix, self.vector, strict=True
         ):
             rows = torch.cat((prefix.expand(x.size(0), -1, -1), x + vector), dim=1)
             x = layer(rows, bias)[:, tokens:]

@@ -2,8 +2,8 @@
 
 Then the inference of a batch whose graphs have tasks of their own, against a call for each task.
 
-python -m bench.tuned [--width 768] [--layers 12] [--prefix 40] [--tasks 4] [--graphs 32]
-                      [--sizes molhiv] [--dataset bace --data-root FOLDER] [--dropout]
+python -m bench.tuned [--width 768] [--layers 12] [--prefix 40] [--first 0] [--tasks 4]
+                      [--graphs 32] [--sizes molhiv] [--dataset bace --data-root FOLDER] [--dropout]
                       [--device cpu] [--out CSV]
 """
 
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=base.width)
     parser.add_argument("--layers", type=int, default=base.layers)
     parser.add_argument("--prefix", type=int, default=40, help="tokens of each layer")
+    parser.add_argument("--first", type=int, default=0, help="the first layer with prompts")
     parser.add_argument("--tasks", type=int, default=4, help="that share a batch in inference")
     parser.add_argument("--graphs", type=int, default=32, help="in the batch")
     parser.add_argument("--sizes", choices=SIZES, default="molhiv", help="of generated graphs")
@@ -126,10 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     load_checkpoint(own, plain.state_dict())
     whole = copy.deepcopy(own)
-    tuner = PromptTuner(own, options.prefix)
+    tuner = PromptTuner(own, options.prefix, layers=range(options.first, options.layers))
     prompts = tuner.prompts
     assert prompts.prefix is not None and prompts.vector is not None
-    rows = FullTokenGraphormer(plain, prompts.prefix.detach(), prompts.vector.detach()).to(device)
+    rows = FullTokenGraphormer(
+        plain, prompts.prefix.detach(), prompts.vector.detach(), first=options.first
+    ).to(device)
     picked = list(range(len(packed)))
     batch = packed.batch(picked).to(device)
     batches = batch, padded(packed, picked, settings.path_length, device), batch
@@ -168,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if options.out:
         shared = conditions(device, Limits(device))
-        case = f"{settings.width}-{options.prefix}-{options.dataset or options.sizes}-{len(packed)}"
+        place = f"{options.prefix}-from-{options.first}" if options.first else f"{options.prefix}"
+        case = f"{settings.width}-{place}-{options.dataset or options.sizes}-{len(packed)}"
         save(
             options.out,
             [
