@@ -48,7 +48,7 @@ class Native:
         terms: Terms,
         options: Options,
         needs: Needs,
-        partial: bool,
+        partial: bool = False,
     ) -> Gradients:
         """See types.Gradients.
 

@@ -39,7 +39,7 @@ def backward(
     terms: Terms,
     options: Options,
     needs: Needs,
-    partial: bool,
+    partial: bool = False,
 ) -> Gradients:
     """See types.Gradients.
 
