@@ -246,7 +246,7 @@ def test_dimensions_may_follow_each_other() -> None:
     [
         ({"heads": {"ratio": 0}}, r"heads\.ratio must be > 0 and <= 1, got 0"),
         ({"tokens": {"ratio": 1.5}}, r"tokens\.ratio must be > 0 and <= 1, got 1\.5"),
-        ({"stretch": {"end": 2}}, r"training\.epochs must be more than stretch\.end 2, got 2"),
+        ({"stretch": {"end": 2}}, r"training\.epochs must be more than stretch\.end 2, .*, got 2"),
         ({"budget": 0.5}, r"weights\.structure must be blocks or neurons with a budget"),
         ({"stretch": {"begin": 1, "end": 1}}, r"end must be greater than begin 1, got 1"),
         ({"split": [1.0]}, r"split must be 4 numbers, got 1"),
