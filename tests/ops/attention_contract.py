@@ -31,7 +31,10 @@ class AttentionContract(RoomContract):
             call.others["seed"] = 17
             expected = oracle(self.room, call, torch.float32)
             found = run(self.room, call.cast(torch.float32, device), backend)
-            assert_all_within_budget(found, expected, torch.float32)
+            # a score's gradient is a difference of terms that both options make larger
+            kept = 1 - call.others.get("dropout", 0.0)
+            growth = 1 / (kept * call.others.get("temperature", 1.0))
+            assert_all_within_budget(found, expected, torch.float32, growth=growth)
 
         proof()
 

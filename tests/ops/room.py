@@ -204,12 +204,20 @@ def sample_oracle(room: Room, sample: Sample, dtype: torch.dtype) -> dict[str, T
 
 
 def assert_all_within_budget(
-    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    growth: float = 1.0,
 ) -> None:
-    """Each named tensor within the budget of `dtype`, and in the dtype promised for it."""
+    """Each named tensor within the budget of `dtype`, and in the dtype promised for it.
+
+    Args:
+        growth: how many times options make larger what cancels in gradients of unit size.
+    """
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
-        unit = GRADIENT_UNIT if name.startswith("grad") else 0.0
+        unit = GRADIENT_UNIT * growth if name.startswith("grad") else 0.0
         assert_within_budget(value, expected[name], name=name, dtype=dtype, unit=unit)
 
 
