@@ -67,13 +67,9 @@ def test_make_targets_exist(command: str) -> None:
             assert target in make_targets(), f"`{command}`: the Makefile has no target {target}"
 
 
-@pytest.mark.parametrize("command", commands("gtkern"))
-def test_gtkern_commands_exist(command: str) -> None:
-    words = []
-    for word in command.split("#")[0].split()[1:]:
-        if not re.fullmatch(r"[a-z][\w-]*", word):
-            break
-        words.append(word)
+@functools.cache
+def help_of(*words: str) -> str:
+    """What a command of gtkern says of itself."""
     done = subprocess.run(
         [sys.executable, "-m", "gtkern", *words, "--help"],
         capture_output=True,
@@ -82,9 +78,20 @@ def test_gtkern_commands_exist(command: str) -> None:
         timeout=120,
         cwd=ROOT,
     )
-    assert done.returncode == 0, f"`{command}`: {done.stderr or done.stdout}"
+    assert done.returncode == 0, done.stderr or done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", commands("gtkern"))
+def test_gtkern_commands_exist(command: str) -> None:
+    words = []
+    for word in command.split("#")[0].split()[1:]:
+        if not re.fullmatch(r"[a-z][\w-]*", word):
+            break
+        words.append(word)
+    text = help_of(*words)
     for flag in re.findall(r"--[a-z][\w-]*", command):
-        assert flag in done.stdout, f"`{command}`: no {flag} in the help of gtkern {words}"
+        assert flag in text, f"`{command}`: no {flag} in the help of gtkern {words}"
 
 
 def links() -> list[str]:
