@@ -197,9 +197,9 @@ def gtsp(
         ),
     ] = None,
     dimensions: Annotated[
-        str,
-        typer.Option(metavar="NAME,NAME,...", help="What `ratios` varies."),
-    ] = "tokens,heads,layers,weights",
+        str | None,
+        typer.Option(metavar="NAME,NAME,...", help="What `ratios` varies; default: all four."),
+    ] = None,
     epochs: Annotated[str | None, typer.Option(metavar="N", help="Of pruning.")] = None,
     backend: BackendOption = "auto",
     devices: DevicesOption = "auto",
@@ -215,11 +215,16 @@ def gtsp(
     from gtkern.cli.graphs import DEFAULT, known_model
     from gtkern.cli.inputs import load_graph_data, numbers
     from gtkern.methods.gtsp.settings import DIMENSIONS, PruneSettings
+    from gtkern.training.errors import UserError
     from gtkern.training.graph_settings import settings_class
 
     check_backend_name(backend)
     check_known("experiment", name, ("ratios", "budget", "order"))
-    chosen = [each.strip() for each in dimensions.split(",")]
+    chosen = list(DIMENSIONS)
+    if dimensions is not None:
+        if name != "ratios":
+            raise UserError(f"--dimensions is for ratios alone, got {name}")
+        chosen = [each.strip() for each in dimensions.split(",")]
     for each in chosen:
         check_known("dimension", each, DIMENSIONS)
     seed_list = integers("--seeds", seeds)
@@ -251,7 +256,6 @@ def gtsp(
     with lasting():
         from gtkern.methods.gtsp.experiments import PruningExperiments
         from gtkern.training import memory
-        from gtkern.training.errors import UserError
         from gtkern.training.fit import join_processes
         from gtkern.training.run import RunFolder
 

@@ -102,3 +102,5 @@ def test_some_dimensions_alone(tmp_path: pathlib.Path) -> None:
     assert list(made.ratios((0.5,))) == ["heads-0.5", "weights-0.5"]
     with pytest.raises(UserError, match="no dimension is left to vary"):
         experiments(tmp_path, ("layers",)).ratios((0.5,))
+    with pytest.raises(ValueError, match=r"dimensions must be some of .*, got 'head'"):
+        experiments(tmp_path, ("head",))

@@ -198,3 +198,13 @@ def test_any_graphs_with_any_options(backend: str, device: torch.device) -> None
         assert torch.equal(found.index.cpu(), expected.index)
 
     proof()
+
+
+@everywhere(SELECT)
+def test_strided_counts_are_read_as_they_are(backend: str, device: torch.device) -> None:
+    ragged = ragged_of((4, 3, 5)).to(device)
+    score = torch.arange(12.0, device=device)
+    k = torch.tensor([[1, 9], [2, 9], [3, 9]])[:, 0]
+    assert not k.is_contiguous()
+    chosen = ops.select_tokens(score, ragged, k=k, backend=backend)
+    assert chosen.index.tolist() == [3, 5, 6, 9, 10, 11]

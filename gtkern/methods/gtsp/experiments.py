@@ -80,7 +80,7 @@ class PruningExperiments:
         console: for progress.
 
     Raises:
-        UserError: several processes run.
+        UserError: several processes run. ValueError: there is no such dimension.
     """
 
     def __init__(
@@ -104,6 +104,9 @@ class PruningExperiments:
         self.folder = folder
         self.seeds = tuple(seeds)
         self.dataset = dataset
+        unknown = [name for name in dimensions if name not in DIMENSIONS]
+        if unknown:
+            raise ValueError(f"dimensions must be some of {DIMENSIONS}, got {unknown[0]!r}")
         self.dimensions = tuple(name for name in DIMENSIONS if name in dimensions)
         self.console = console or Console(stderr=True)
         self.options: dict[str, Any] = {

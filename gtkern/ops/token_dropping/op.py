@@ -131,7 +131,7 @@ def _check_count(
         _check.shape("k", k, "G", (ragged.num_graphs,))
         if k.device.type != "cpu":
             _check.same_device(ragged=ragged.ptr, k=k)
-        return 0.0, k
+        return 0.0, k.contiguous()
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer or an int64 tensor, got {type(k).__name__}")
     if not 1 <= k < 2**63:
