@@ -28,7 +28,19 @@ LAYERS = (
 )
 """The parts of the package, from the bottom up: each imports only parts below itself."""
 
-HEAVY = ("lightning", "matplotlib", "networkx", "pandas", "torch_geometric", "triton")
+HEAVY = (
+    "lightning",
+    "matplotlib",
+    "networkx",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "sklearn",
+    "tokenizers",
+    "torch_geometric",
+    "transformers",
+    "triton",
+)
 """What `import gtkern` must not load."""
 
 BACKENDS = ("reference", "native", "triton")

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gtkern.data._raw import DataNotFoundError, find_folder
 from gtkern.data.packed import PackedGraphs
-from gtkern.data.published import DataNotFoundError
 from gtkern.data.splits import Split
 
 
@@ -46,14 +46,8 @@ class Source(NamedTuple):
         Raises:
             DataNotFoundError: a file is missing; names it.
         """
-        places = [root / self.folder, root / self.loader / self.folder, root]
-        for place in places:
-            if (place / self.files[0]).is_file():
-                for file in self.files:
-                    if not (place / file).is_file():
-                        raise DataNotFoundError(f"expected the file {place / file} of {name}")
-                return place
-        raise DataNotFoundError(
-            f"{name} is not under {root}: expected {places[0] / self.files[0]} "
-            f"or {places[1] / self.files[0]}"
-        )
+        place = find_folder(name, root, self.loader, self.folder, self.files[0])
+        for file in self.files:
+            if not (place / file).is_file():
+                raise DataNotFoundError(f"expected the file {place / file} of {name}")
+        return place

@@ -12,11 +12,11 @@ import torch
 
 from gtkern.data import _files
 from gtkern.data._molecules import MOLECULE_SETS
+from gtkern.data._raw import DataNotFoundError
 from gtkern.data._sources import Problem, Raw, Source
 from gtkern.data._tu import TU_SETS
 from gtkern.data.motifs import motifs
 from gtkern.data.packed import PackedGraphs
-from gtkern.data.published import DataNotFoundError
 from gtkern.data.splits import Split, folds, random_graph_split, scaffold_split
 
 __all__ = ["GRAPH_SETS", "GraphDataset", "load_graphs"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NodeData", "check_node_data", "random_split"]
+__all__ = ["NodeData", "check_node_data", "random_split", "stratified_split"]
 
 _CHECKED_ROWS = 1 << 16
 
@@ -105,4 +105,29 @@ def random_split(
         mask = torch.zeros(num_nodes, dtype=torch.bool)
         mask[chosen] = True
         masks.append(mask)
+    return masks[0], masks[1], masks[2]
+
+
+def stratified_split(
+    y: Tensor, fractions: Sequence[float], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the labelled nodes at random, in the same shares in every class.
+
+    Args:
+        y: int64 [N], the class of each node; negative where it is not known.
+        fractions: of training and validation nodes; the rest is for the test. A class has a node
+            more or less in a part by rounding, and at least one for training.
+        generator: draws the permutation.
+
+    Returns:
+        Three masks, bool [N]; nodes without a label are in none.
+    """
+    order = torch.randperm(y.numel(), generator=generator)
+    masks = torch.zeros(3, y.numel(), dtype=torch.bool)
+    for label in y[y >= 0].unique().tolist():
+        members = order[y[order] == label]
+        train = max(1, round(fractions[0] * members.numel()))
+        known = max(train, round((fractions[0] + fractions[1]) * members.numel()))
+        for part, chosen in enumerate((members[:train], members[train:known], members[known:])):
+            masks[part, chosen] = True
     return masks[0], masks[1], masks[2]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from gtkern.data._raw import existing, find_folder, numbers, ogb_split, undirected
 from gtkern.data.node import NodeData, random_split
 
-__all__ = ["PUBLISHED", "DataNotFoundError", "load_published"]
-
-
-class DataNotFoundError(FileNotFoundError):
-    """A file of a data set is not under the given folder."""
+__all__ = ["PUBLISHED", "load_published"]
 
 
 class _Source(NamedTuple):
@@ -45,44 +39,19 @@ def load_published(name: str, root: str | pathlib.Path) -> NodeData:
     if name not in _SOURCES:
         raise ValueError(f"name must be one of {', '.join(PUBLISHED)}, got {name!r}")
     source = _SOURCES[name]
-    root = pathlib.Path(root).expanduser()
-    places = [
-        root / source.folder,
-        root / source.loader / source.folder,
-        root / source.loader,
-        root,
-    ]
-    for place in places:
-        if (place / source.file).is_file():
-            return source.read(place)
-    raise DataNotFoundError(
-        f"{name} is not under {root}: expected {places[0] / source.file} "
-        f"or {places[1] / source.file}"
-    )
-
-
-def _open(path: pathlib.Path) -> pathlib.Path:
-    if not path.is_file():
-        raise DataNotFoundError(f"expected the file {path}, and it is not there")
-    return path
-
-
-def _undirected(edges: Tensor, num_nodes: int) -> Tensor:
-    """Both directions of every edge, once each, without self loops."""
-    edges = edges[:, edges[0] != edges[1]]
-    keys = torch.cat((edges[0] * num_nodes + edges[1], edges[1] * num_nodes + edges[0])).unique()
-    return torch.stack((keys // num_nodes, keys % num_nodes))
+    folder = find_folder(name, root, source.loader, source.folder, source.file)
+    return source.read(folder)
 
 
 def _heterophilous(stem: str) -> Callable[[pathlib.Path], NodeData]:
     def read(place: pathlib.Path) -> NodeData:
-        with np.load(_open(place / "raw" / f"{stem}.npz")) as raw:
+        with np.load(existing(place / "raw" / f"{stem}.npz")) as raw:
             x = torch.from_numpy(raw["node_features"]).to(torch.float32)
             y = torch.from_numpy(raw["node_labels"]).to(torch.int64)
             edges = torch.from_numpy(raw["edges"]).to(torch.int64).t()
             # the papers use the first of ten splits
             masks = [torch.from_numpy(raw[f"{part}_masks"][0]) for part in ("train", "val", "test")]
-        return NodeData(x, y, _undirected(edges, x.size(0)), *(mask.bool() for mask in masks))
+        return NodeData(x, y, undirected(edges, x.size(0)), *(mask.bool() for mask in masks))
 
     return read
 
@@ -91,7 +60,7 @@ def _shchur(file: str) -> Callable[[pathlib.Path], NodeData]:
     """The npz of Shchur et al. 2018: sparse binary features, no split; 60/20/20 at random."""
 
     def read(place: pathlib.Path) -> NodeData:
-        with np.load(_open(place / "raw" / file)) as raw:
+        with np.load(existing(place / "raw" / file)) as raw:
             y = torch.from_numpy(raw["labels"]).to(torch.int64)
             attr_ptr, attr = raw["attr_indptr"], raw["attr_indices"]
             row = np.repeat(np.arange(y.numel()), np.diff(attr_ptr))
@@ -103,7 +72,7 @@ def _shchur(file: str) -> Callable[[pathlib.Path], NodeData]:
             source = np.repeat(np.arange(y.numel()), np.diff(raw["adj_indptr"]))
             edges = torch.from_numpy(np.stack((source, raw["adj_indices"])).astype(np.int64))
         split = random_split(y.numel(), (0.6, 0.2), torch.Generator().manual_seed(0))
-        return NodeData(x, y, _undirected(edges, y.numel()), *split)
+        return NodeData(x, y, undirected(edges, y.numel()), *split)
 
     return read
 
@@ -111,7 +80,7 @@ def _shchur(file: str) -> Callable[[pathlib.Path], NodeData]:
 def _actor(place: pathlib.Path) -> NodeData:
     """The text files of Geom-GCN, first of ten splits."""
     raw = place / "raw"
-    rows = _open(raw / "out1_node_feature_label.txt").read_text().splitlines()[1:]
+    rows = existing(raw / "out1_node_feature_label.txt").read_text().splitlines()[1:]
     nodes = [line.split("\t") for line in rows]
     features = [np.array(words.split(","), dtype=np.int64) for _, words, _ in nodes]
     x = torch.zeros(len(nodes), 1 + max(int(words.max()) for words in features))
@@ -119,56 +88,41 @@ def _actor(place: pathlib.Path) -> NodeData:
     for (number, _, label), words in zip(nodes, features, strict=True):
         x[int(number), torch.from_numpy(words)] = 1
         y[int(number)] = int(label)
-    edges = np.loadtxt(_open(raw / "out1_graph_edges.txt"), skiprows=1, dtype=np.int64, ndmin=2)
-    with np.load(_open(raw / "film_split_0.6_0.2_0.npz")) as split:
+    edges = np.loadtxt(existing(raw / "out1_graph_edges.txt"), skiprows=1, dtype=np.int64, ndmin=2)
+    with np.load(existing(raw / "film_split_0.6_0.2_0.npz")) as split:
         masks = [torch.from_numpy(split[f"{part}_mask"]) for part in ("train", "val", "test")]
     keys = torch.from_numpy(edges.T[0] * len(nodes) + edges.T[1]).unique()
     edge_index = torch.stack((keys // len(nodes), keys % len(nodes)))
     return NodeData(x, y, edge_index, *(mask.bool() for mask in masks))
 
 
-def _table(path: pathlib.Path, dtype: type[np.generic]) -> np.ndarray:
-    with gzip.open(_open(path), "rt") as file:
-        return np.loadtxt(io.StringIO(file.read()), delimiter=",", dtype=dtype, ndmin=2)
-
-
-def _ogb_split(place: pathlib.Path, name: str, num_nodes: int) -> list[Tensor]:
-    masks = []
-    for part in ("train", "valid", "test"):
-        mask = torch.zeros(num_nodes, dtype=torch.bool)
-        chosen = _table(place / "split" / name / f"{part}.csv.gz", np.int64)[:, 0]
-        mask[torch.from_numpy(chosen)] = True
-        masks.append(mask)
-    return masks
-
-
 def _arxiv(place: pathlib.Path) -> NodeData:
-    x = torch.from_numpy(_table(place / "raw" / "node-feat.csv.gz", np.float32))
-    y = torch.from_numpy(_table(place / "raw" / "node-label.csv.gz", np.int64)[:, 0])
-    edges = torch.from_numpy(_table(place / "raw" / "edge.csv.gz", np.int64).T.copy())
-    split = _ogb_split(place, "time", x.size(0))
-    return NodeData(x, y, _undirected(edges, x.size(0)), *split)
+    x = torch.from_numpy(numbers(place / "raw" / "node-feat.csv.gz", np.float32))
+    y = torch.from_numpy(numbers(place / "raw" / "node-label.csv.gz", np.int64)[:, 0])
+    edges = torch.from_numpy(numbers(place / "raw" / "edge.csv.gz", np.int64).T.copy())
+    split = ogb_split(place, "time", x.size(0))
+    return NodeData(x, y, undirected(edges, x.size(0)), *split)
 
 
 def _amazon2m(place: pathlib.Path) -> NodeData:
     """ogbn-products under a random 50/25/25 split."""
-    x = torch.from_numpy(_table(place / "raw" / "node-feat.csv.gz", np.float32))
-    y = torch.from_numpy(_table(place / "raw" / "node-label.csv.gz", np.int64)[:, 0])
-    edges = torch.from_numpy(_table(place / "raw" / "edge.csv.gz", np.int64).T.copy())
+    x = torch.from_numpy(numbers(place / "raw" / "node-feat.csv.gz", np.float32))
+    y = torch.from_numpy(numbers(place / "raw" / "node-label.csv.gz", np.int64)[:, 0])
+    edges = torch.from_numpy(numbers(place / "raw" / "edge.csv.gz", np.int64).T.copy())
     split = random_split(x.size(0), (0.5, 0.25), torch.Generator().manual_seed(0))
-    return NodeData(x, y, _undirected(edges, x.size(0)), *split)
+    return NodeData(x, y, undirected(edges, x.size(0)), *split)
 
 
 def _proteins(place: pathlib.Path) -> NodeData:
     """ogbn-proteins: the features of a node are the mean of those of its edges; 112 tasks."""
-    y = torch.from_numpy(_table(place / "raw" / "node-label.csv.gz", np.float32))
-    half = torch.from_numpy(_table(place / "raw" / "edge.csv.gz", np.int64).T.copy())
-    attr = torch.from_numpy(_table(place / "raw" / "edge-feat.csv.gz", np.float32))
+    y = torch.from_numpy(numbers(place / "raw" / "node-label.csv.gz", np.float32))
+    half = torch.from_numpy(numbers(place / "raw" / "edge.csv.gz", np.int64).T.copy())
+    attr = torch.from_numpy(numbers(place / "raw" / "edge-feat.csv.gz", np.float32))
     edge_index = torch.cat((half, half.flip(0)), dim=1)
     total = torch.zeros(y.size(0), attr.size(1))
     total.index_add_(0, half[0], attr).index_add_(0, half[1], attr)
     degree = torch.bincount(edge_index[1], minlength=y.size(0)).clamp(min=1)
-    split = _ogb_split(place, "species", y.size(0))
+    split = ogb_split(place, "species", y.size(0))
     return NodeData(total / degree[:, None], y, edge_index, *split)
 
 
@@ -176,7 +130,7 @@ def _pokec(place: pathlib.Path) -> NodeData:
     """pokec.mat of the LINKX data sets under a random 10/10/80 split; unlabelled nodes in none."""
     import scipy.io
 
-    raw = scipy.io.loadmat(str(_open(place / "raw" / "pokec.mat")))
+    raw = scipy.io.loadmat(str(existing(place / "raw" / "pokec.mat")))
     x = torch.from_numpy(np.asarray(raw["node_feat"], dtype=np.float32))
     label = np.asarray(raw["label"]).ravel().astype(np.int64)
     edges = torch.from_numpy(np.asarray(raw["edge_index"], dtype=np.int64))
