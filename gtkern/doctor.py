@@ -175,6 +175,12 @@ def self_test(device: torch.device) -> list[Check]:
 
         return _with_gradients(layer, rows, blocks.values)
 
+    both_ways = Graph.from_edge_index(torch.cat((edge_index, edge_index.flip(0)), 1), nodes)
+    both_ways = both_ways.to(device)
+
+    def propagation(backend: str) -> list[Tensor]:
+        return _with_gradients(lambda x: ops.propagate(both_ways, x, 0.1, backend=backend), q[:, 0])
+
     rooms: dict[str, Callable[[str], list[Tensor]]] = {
         "sparse_attention": sparse,
         "sampled_attention": fixed,
@@ -182,6 +188,7 @@ def self_test(device: torch.device) -> list[Check]:
         "neighbor_sampling": sampling,
         "token_dropping": dropping,
         "block_sparse_linear": linear,
+        "propagation": propagation,
     }
     checks = []
     for room, run in rooms.items():

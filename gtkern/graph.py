@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gtkern import _native
 
-__all__ = ["HEAVY_ROW_EDGES", "Adjacency", "Graph", "heavy_items"]
+__all__ = ["HEAVY_ROW_EDGES", "Adjacency", "GCNNorm", "Graph", "heavy_items", "rows_equal_columns"]
 
 HEAVY_ROW_EDGES = 1024
 """GPU kernels split rows with more edges than this into items of at most this many."""
@@ -47,6 +47,30 @@ def heavy_items(ptr: Tensor, edges: int) -> Tensor:
     return torch.where(used[:, None], torch.stack((row, begin, end), dim=1), -1)
 
 
+def rows_equal_columns(ptr: Tensor, index: Tensor, weight: Tensor | None) -> bool:
+    """Whether a square sparse matrix is symmetric; its entries at a place add up.
+
+    Multiplies a fixed random vector from both sides and compares row by row, weights to 1e-6. Waits
+    for the device.
+
+    Args:
+        ptr: int64 [N + 1]. index: int32 [E]; columns, by row.
+        weight: [E], by position; None: ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.rand(ptr.numel() - 1, generator=generator, dtype=torch.float64) + 0.5
+    vector = vector.to(ptr.device)
+    rows = torch.arange(ptr.numel() - 1, device=ptr.device)
+    row = torch.repeat_interleave(rows, ptr.diff(), output_size=index.numel())
+    column = index.to(torch.int64)
+    weights = torch.ones_like(column) if weight is None else weight.double()
+    zeros = torch.zeros_like(vector)
+    gap = zeros.index_add(0, row, weights * vector[column])
+    gap = gap.index_add(0, column, -weights * vector[row])
+    size = zeros.index_add(0, row, weights.abs() * vector[column])
+    return bool((gap.abs() <= (1e-10 if weight is None else 1e-6) * size).all())
+
+
 class Adjacency(NamedTuple):
     """The edges grouped by one end, in the layout that kernels read.
 
@@ -68,6 +92,18 @@ class Adjacency(NamedTuple):
     heavy: Tensor
 
 
+class GCNNorm(NamedTuple):
+    """D^-1/2 (A + I) D^-1/2 in numbers of nodes alone.
+
+    Attributes:
+        scale: float64 [N]; D^-1/2, the degrees counting one self loop for each node.
+        own: float64 [N]; how often a node counts beside its edges: 1, less its self loops.
+    """
+
+    scale: Tensor
+    own: Tensor
+
+
 class Graph:
     """A directed, possibly bipartite graph, grouped by destination (CSR).
 
@@ -76,6 +112,9 @@ class Graph:
     first use and kept.
 
     Make one with `Graph.from_edge_index`, `Graph.from_csr` or `Graph.from_any`.
+
+    Attributes:
+        symmetric: what `is_symmetric` found; None before it was asked.
     """
 
     def __init__(self, csr: Adjacency, num_nodes: tuple[int, int], num_edge_types: int) -> None:
@@ -83,6 +122,8 @@ class Graph:
         self._num_nodes = num_nodes
         self.num_edge_types = num_edge_types
         self._csc: Adjacency | None = None
+        self.symmetric: bool | None = None
+        self._gcn_norm: GCNNorm | None = None
 
     @classmethod
     def from_edge_index(
@@ -283,6 +324,27 @@ class Graph:
     def degree(self) -> Tensor:
         """int64 [N_dst]: the number of edges that come into each node."""
         return self.csr.ptr.diff()
+
+    def is_symmetric(self) -> bool:
+        """Whether every edge occurs in both directions, equally often; found out once and kept."""
+        if self.symmetric is None:
+            self.symmetric = rows_equal_columns(self.csr.ptr, self.csr.index, None)
+        return self.symmetric
+
+    def gcn_norm(self) -> GCNNorm:
+        """The symmetric normalisation with self loops, by node; made on first use and kept.
+
+        A node's own self loops, one or several, count as one, as in PyG's gcn_norm.
+        """
+        if self._gcn_norm is None:
+            degree = self.degree()
+            row = torch.arange(self.num_dst_nodes, dtype=torch.int32, device=self.device)
+            row = torch.repeat_interleave(row, degree, output_size=self.num_edges)
+            # a running sum in place of index_add, which has no fixed order on a GPU
+            loops = torch.cat((degree.new_zeros(1), (row == self.csr.index).cumsum(0)))
+            loops = loops[self.csr.ptr].diff()
+            self._gcn_norm = GCNNorm((degree - loops + 1).double().rsqrt(), (1 - loops).double())
+        return self._gcn_norm
 
     def edge_index(self) -> Tensor:
         """int64 [2, E]: sources and destinations in the caller's order of the edges."""

@@ -14,6 +14,7 @@ from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
 from gtkern.nn.packing import WithTokens, pool, with_tokens
 from gtkern.nn.pair_bias import distinct_rows, pair_biases
 from gtkern.nn.prompt import Prompt
+from gtkern.nn.propagation import Propagation
 from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.nn.token_dropping import TokenDroppingAttention
 from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
@@ -27,6 +28,7 @@ __all__ = [
     "GraphNorm",
     "NarrowAttention",
     "Prompt",
+    "Propagation",
     "RaggedMultiheadAttention",
     "SampledAttention",
     "TokenDroppingAttention",

@@ -9,6 +9,7 @@ from gtkern.ops.neighbor_sampling import (
     sample_neighbors,
     sampling_table,
 )
+from gtkern.ops.propagation import ConvergenceError, Report, propagate
 from gtkern.ops.ragged_attention import ragged_attention
 from gtkern.ops.sampled_attention import sampled_attention
 from gtkern.ops.sparse_attention import sparse_attention
@@ -22,8 +23,10 @@ from gtkern.ops.token_dropping import (
 )
 
 __all__ = [
+    "ConvergenceError",
     "LayerBatch",
     "Neighbors",
+    "Report",
     "SamplingTable",
     "Selection",
     "block_sparse_linear",
@@ -31,6 +34,7 @@ __all__ = [
     "gather_pairs",
     "gather_tokens",
     "layer_batches",
+    "propagate",
     "ragged_attention",
     "sample_neighbors",
     "sampled_attention",
