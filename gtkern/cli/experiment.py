@@ -24,11 +24,17 @@ from gtkern.cli.options import (
     DataRootOption,
     DatasetOption,
     DevicesOption,
+    EdgesOption,
     EpochsOption,
     FoldsOption,
     GraphsOption,
+    LabelOption,
+    LanguageModelOption,
     ModelOption,
+    NodesOption,
     SetOption,
+    TextColumnsOption,
+    TextsOption,
 )
 from gtkern.cli.tune import (
     BackboneOption,
@@ -344,3 +350,89 @@ def deepgpt(
     console = Console()
     console.print(tunings.run(name, size_list))
     console.print(f"{path / name}.csv and plots; the runs are beside them", highlight=False)
+
+
+@experiment.command(no_args_is_help=True)
+def leading(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="main, labels, parts, staleness, cost, sweeps."
+        ),
+    ],
+    dataset: TextsOption = None,
+    data_root: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder that holds that of the data set.")
+    ] = None,
+    nodes: NodesOption = None,
+    edges: EdgesOption = None,
+    text: TextColumnsOption = None,
+    label: LabelOption = None,
+    lm: LanguageModelOption = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of all experiments; default: runs/leading-DATASET-experiments."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run for each.")] = "0,1,2",
+    epochs: EpochsOption = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+) -> None:
+    """Do an experiment of LEADING: runs, a table and a plot.
+
+    main: the method, frozen embeddings, the language model alone, TF-IDF. labels: the same with few
+    labels. parts: decoupling and the implicit layer, each alone. staleness: how often the memory
+    bank is encoded anew. cost: time and memory of a step. sweeps: iterations to a tolerance.
+
+    A run that is finished in the folder is not done again; one that was stopped goes on.
+    """
+    from gtkern.cli.texts import load_text_data, text_assignments
+    from gtkern.methods.leading.settings import LeadingSettings
+    from gtkern.training.errors import UserError
+
+    check_backend_name(backend)
+    check_known("experiment", name, ("main", "labels", "parts", "staleness", "cost", "sweeps"))
+    seed_list = integers("--seeds", seeds)
+    dataset, changes = text_assignments(dataset, nodes, edges, text, label, lm)
+    settings = read_settings(
+        "leading",
+        LeadingSettings,
+        ("features.epochs", "training.epochs"),
+        dataset=dataset,
+        default="synthetic",
+        config=config,
+        assignments=[*changes, *(set_ or [])],
+        seed=seed_list[0],
+        epochs=epochs,
+    )
+    folder_path = out or pathlib.Path("runs") / f"leading-{settings.dataset}-experiments"
+    # data that cannot be read show before any run
+    _, data_name = load_text_data(settings, data_root, folder_path)
+
+    with lasting():
+        from gtkern.methods.leading.experiments import Experiments
+        from gtkern.training import memory
+        from gtkern.training.fit import join_processes
+        from gtkern.training.run import RunFolder
+
+    memory.keep_freed_memory()
+    folder = RunFolder(folder_path)
+    try:
+        experiments = Experiments(
+            settings,
+            lambda chosen: load_text_data(chosen, data_root, folder_path)[0],
+            folder,
+            seed_list,
+            dataset=data_name,
+            device=join_processes(devices),
+            backend=backend,
+            command=shlex.join(["gtkern", *sys.argv[1:]]),
+            console=Console(stderr=True),
+        )
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    console = Console()
+    console.print(experiments.run(name))
+    console.print(f"{folder.path / name}.csv and .png; the runs are beside them", highlight=False)

@@ -13,13 +13,19 @@ __all__ = [
     "DataRootOption",
     "DatasetOption",
     "DevicesOption",
+    "EdgesOption",
     "EpochsOption",
     "FoldsOption",
     "GraphsOption",
+    "LabelOption",
+    "LanguageModelOption",
     "ModelOption",
+    "NodesOption",
     "ResumeOption",
     "SeedOption",
     "SetOption",
+    "TextColumnsOption",
+    "TextsOption",
 ]
 
 DatasetOption = Annotated[
@@ -61,4 +67,29 @@ DevicesOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SeedOption = Annotated[int | None, typer.Option(help="Of everything random; default 0.")]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in the run folder.")
+]
+TextsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cora-text, debian-packages, arxiv-text, files (with --nodes and --edges) or "
+        "synthetic; default: synthetic."
+    ),
+]
+NodesOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Your own nodes, .csv or .parquet: columns id, text, label, maybe split."),
+]
+EdgesOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Your own edges: two columns of ids, .csv, .parquet or .npy."),
+]
+TextColumnsOption = Annotated[
+    str | None, typer.Option(metavar="NAME,...", help="Columns of --nodes that are the text.")
+]
+LabelOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of --nodes that is the class.")
+]
+LanguageModelOption = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Folder of a Hugging Face encoder; default: a small random one."),
 ]

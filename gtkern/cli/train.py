@@ -7,20 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from gtkern.cli.inputs import load_graph_data
+from gtkern.cli.inputs import check_known, load_graph_data
 from gtkern.cli.options import (
     BackendOption,
     ConfigOption,
     DataRootOption,
     DatasetOption,
     DevicesOption,
+    EdgesOption,
     EpochsOption,
     FoldsOption,
     GraphsOption,
+    LabelOption,
+    LanguageModelOption,
     ModelOption,
+    NodesOption,
     ResumeOption,
     SeedOption,
     SetOption,
+    TextColumnsOption,
+    TextsOption,
 )
 from gtkern.cli.runs import train_method
 
@@ -124,6 +130,75 @@ def exphormer(
         backend=backend,
         devices=devices,
         resume=resume,
+    )
+
+
+@train.command(no_args_is_help=False)
+def leading(
+    dataset: TextsOption = None,
+    data_root: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder that holds that of the data set.")
+    ] = None,
+    nodes: NodesOption = None,
+    edges: EdgesOption = None,
+    text: TextColumnsOption = None,
+    label: LabelOption = None,
+    lm: LanguageModelOption = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="joint (neighbours with gradient), language-model (no graph), cascaded (frozen "
+            "language model), or tfidf.",
+        ),
+    ] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Run folder; default: runs/leading-DATASET.")
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    epochs: EpochsOption = None,
+    backend: BackendOption = "auto",
+    devices: DevicesOption = "auto",
+    resume: ResumeOption = False,
+) -> None:
+    """Fine-tune a language model end to end on a graph of texts.
+
+    Without options: a small language model with random weights on a generated graph. Predictions of
+    all nodes are left in predictions.parquet, and the trained network in model/.
+    """
+    from gtkern.cli.texts import load_text_data, text_assignments
+    from gtkern.methods.leading.settings import MODES, LeadingSettings
+
+    if baseline is not None:
+        check_known("baseline", baseline, MODES[1:])
+    dataset, changes = text_assignments(dataset, nodes, edges, text, label, lm)
+    if baseline is not None:
+        changes.append(f"train={baseline}")
+
+    def load() -> Any:
+        from gtkern.methods.leading.run import LeadingRun
+
+        return LeadingRun
+
+    train_method(
+        "leading",
+        LeadingSettings,
+        ("features.epochs", "training.epochs"),
+        load,
+        dataset=dataset,
+        data_root=data_root,
+        out=out,
+        config=config,
+        assignments=[*changes, *(set_ or [])],
+        seed=seed,
+        epochs=epochs,
+        backend=backend,
+        devices=devices,
+        resume=resume,
+        default="synthetic",
+        data_of=load_text_data,
     )
 
 

@@ -69,9 +69,10 @@ class NodeBatches:
     def __iter__(self) -> Iterator[Batch]:
         if self.ahead and len(self) > 1:
             return self._prepared()
-        return map(self.make, self._split())
+        return map(self.make, self.split())
 
-    def _split(self) -> Iterator[Tensor]:
+    def split(self) -> Iterator[Tensor]:
+        """The nodes of each batch."""
         nodes = self.nodes
         if self.epoch is not None and len(self) > 1:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
@@ -84,7 +85,7 @@ class NodeBatches:
     def _prepared(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             waiting: deque[Future[Batch]] = deque()
-            for nodes in self._split():
+            for nodes in self.split():
                 waiting.append(thread.submit(self.make, nodes))
                 if len(waiting) > self.ahead:
                     yield waiting.popleft().result()

@@ -125,6 +125,11 @@ class _Bar(Callback):
         )
         self.progress.start()
 
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.num_training_batches > 1 and not self.progress.disable:
+            done = trainer.fit_loop.batch_progress.current.completed / trainer.num_training_batches
+            self.progress.update(self.task, completed=trainer.current_epoch + done)
+
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, task: lightning.LightningModule
     ) -> None:
@@ -149,6 +154,7 @@ def fit(
     checkpoint: pathlib.Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    accumulate: int = 1,
 ) -> None:
     """Train a task to its last epoch.
 
@@ -162,6 +168,7 @@ def fit(
             most. None: nothing is written.
         resume: start from `checkpoint` if it is there.
         callbacks: of the method; their state is part of the checkpoint.
+        accumulate: steps whose gradients make one update.
 
     Raises:
         InterruptedRunError: the user stopped the run (Ctrl-C or SIGTERM: after the epoch; a second
@@ -178,6 +185,7 @@ def fit(
             max_epochs=task.optimization.epochs,
             check_val_every_n_epoch=task.optimization.eval_every,
             gradient_clip_val=task.optimization.clip_grad_norm or None,
+            accumulate_grad_batches=accumulate,
             callbacks=[bar, *callbacks, _Keeper(checkpoint, stopping)],
             logger=False,
             enable_progress_bar=False,

@@ -87,7 +87,8 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        names = ("phase*", "training.*", "pretraining.*", "tuning.*", "prune.*", "finetune.*")
+        names = ("phase*", "features.*", "training.*", "pretraining.*", "tuning.*", "prune.*")
+        names = (*names, "finetune.*", "inference.*")
         patterns = (*(f"checkpoints/{name}" for name in names), "scores/*.npy", "plots/*.png")
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):
@@ -95,8 +96,21 @@ class PhaseRun:
         for name in ("summary.json", "metrics.csv"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def fit(self, name: str, task: Task, resume: bool, callbacks: Sequence[Callback] = ()) -> float:
-        """Train a phase; gives the seconds spent in earlier processes."""
+    def fit(
+        self,
+        name: str,
+        task: Task,
+        resume: bool,
+        callbacks: Sequence[Callback] = (),
+        *,
+        accumulate: int = 1,
+    ) -> float:
+        """Train a phase; gives the seconds spent in earlier processes.
+
+        Args:
+            name: of the phase. task: to train. resume: go on from its checkpoint.
+            callbacks, accumulate: see gtkern.training.fit.fit.
+        """
         if self.first:
             (self.folder / "checkpoints").mkdir(exist_ok=True)
         began = time.perf_counter()
@@ -109,6 +123,7 @@ class PhaseRun:
                 checkpoint=self.folder / f"checkpoints/{name}.ckpt",
                 resume=resume,
                 callbacks=callbacks,
+                accumulate=accumulate,
             )
         except (InterruptedRunError, LostProcessError, UserError):
             self._keep(name, task)

@@ -71,12 +71,16 @@ class Task(lightning.LightningModule):
         """What is kept of the best epoch: the network's state, unless parts of it never change."""
         return self.network.state_dict()
 
+    def parameter_groups(self) -> Any:
+        """What the optimizer is given: parameters, or groups with settings of their own."""
+        return self.network.parameters()
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by epochs."""
         settings = self.optimization
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         optimizer = kind(
-            self.network.parameters(),
+            self.parameter_groups(),
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             fused=True,
@@ -102,9 +106,13 @@ class Task(lightning.LightningModule):
         self._started = time.perf_counter()
         self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
-    def evaluated(self, val: float, test: float) -> None:
-        """Keep both metrics, and the weights when validation is better than ever, once settled."""
-        self._last = {"val": val, "test": test}
+    def evaluated(self, val: float, test: float | None) -> None:
+        """Keep both metrics, and the weights when validation is better than ever, once settled.
+
+        Without a test, which is then made of the kept weights at the end, it is no number.
+        """
+        self._last = {"val": val} if test is None else {"val": val, "test": test}
+        test = math.nan if test is None else test
         if self.settled and (self.best is None or metrics.better(self.metric, val, self.best.val)):
             weights = {key: value.clone() for key, value in self.trained_state().items()}
             self.best = Best(self.current_epoch, val, test, weights)
