@@ -38,7 +38,7 @@ class Start(NamedTuple):
 
 
 class GraphPart(nn.Module):
-    """X = W x, its propagation over a graph, and a linear head.
+    """X = relu(W x) of standardised x, its propagation over a graph, and a linear head.
 
     Args:
         features: width of a node's vector.
@@ -47,14 +47,17 @@ class GraphPart(nn.Module):
         backend: of the propagation.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(
         self, features: int, classes: int, settings: PropagationSettings, *, backend: str = "auto"
     ) -> None:
         super().__init__()
         self.settings = settings
         self.backend = backend
-        # whatever scale a language model's vectors have
-        self.norm = nn.LayerNorm(features)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
         self.project = nn.Linear(features, settings.width)
         self.convolution: nn.Module | None = None
         if settings.kind == "gcn":
@@ -69,6 +72,16 @@ class GraphPart(nn.Module):
                 settings.width, settings.width // GAT_HEADS, GAT_HEADS, add_self_loops=False
             )
         self.head = nn.Linear(settings.width, classes)
+
+    def standardize(self, x: Tensor) -> None:
+        """Take mean and deviation of the features of all nodes, [N, features], which stay.
+
+        Vectors of language models have much in common, and what tells them apart is small.
+        """
+        deviation, mean = torch.std_mean(x, dim=0, correction=0)
+        # a feature that never changes
+        self.deviation = torch.where(deviation > 0, deviation, 1.0)
+        self.mean = mean
 
     def forward(self, x: Tensor, block: Block, start: Start | None = None) -> Tensor:
         """Logits of every node of a block.
@@ -85,7 +98,7 @@ class GraphPart(nn.Module):
     def solution(self, x: Tensor, block: Block, start: Start | None = None) -> Tensor:
         """Z [n, C], of which the logits are a linear function; see `forward`."""
         kind = self.settings.kind
-        z = functional.relu(self.project(self._drop(self.norm(x))))
+        z = functional.relu(self.project(self._drop((x - self.mean) / self.deviation)))
         if kind == "implicit":
             return self._propagate(z, block, start)
         if self.convolution is None:
@@ -145,6 +158,16 @@ class TextGraphNetwork(nn.Module):
         with torch.autocast(nodes.device.type, dtype, enabled=dtype != torch.float32):
             encoded: Tensor = self.language_model(tokens, nodes)
         return encoded.float()
+
+    def standardize(self, x: Tensor) -> None:
+        """Take mean and deviation of the features of all nodes, [N, features], which stay.
+
+        Vectors of language models have much in common, and what tells them apart is small.
+        """
+        deviation, mean = torch.std_mean(x, dim=0, correction=0)
+        # a feature that never changes
+        self.deviation = torch.where(deviation > 0, deviation, 1.0)
+        self.mean = mean
 
     def forward(self, x: Tensor, block: Block, start: Start | None = None) -> Tensor:
         """See GraphPart."""

@@ -173,6 +173,7 @@ class LeadingRun(PhaseRun):
         x = self._features()
         encoded = time.perf_counter() - began
         graph_part = self._graph_part(x.size(1))
+        graph_part.standardize(x)
         phase = self.finished(FEATURES, self.folder) if resume else None
         if phase is None:
             memory.reset_peak(self.device)

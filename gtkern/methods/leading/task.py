@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -256,7 +255,7 @@ class EndToEndTask(Task):
         }
         if self.bank is not None:
             found["refreshed"] = sum(int(row["refreshed"]) for row in rows)
-            found["bank"] = asdict(self.bank.statistics(self._step))
+            found["bank"] = self.bank.statistics(self._step)._asdict()
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
