@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from text_rings import rings
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,21 +41,7 @@ def settings(**changes: Any) -> LeadingSettings:
 
 @pytest.fixture(scope="module")
 def data() -> TextGraph:
-    """Thirty nodes: two rings that touch in one edge; texts of few words, some of them equal."""
-    generator = torch.Generator().manual_seed(0)
-    ring = torch.stack((torch.arange(15), (torch.arange(15) + 1) % 15))
-    one_way = torch.cat((ring, ring + 15, torch.tensor([[0], [20]])), dim=1)
-    words = ["red", "green", "blue", "round", "square", "thin"]
-    texts = [
-        " ".join(words[int(pick)] for pick in torch.randint(6, (3,), generator=generator))
-        for _ in range(30)
-    ]
-    masks = torch.zeros(3, 30, dtype=torch.bool)
-    for part, nodes in enumerate((range(0, 30, 3), range(1, 30, 3), range(2, 30, 3))):
-        masks[part, list(nodes)] = True
-    y = torch.arange(30) // 15
-    edges = torch.cat((one_way, one_way.flip(0)), dim=1)
-    return TextGraph(texts, y, edges, masks[0], masks[1], masks[2], ("one", "two"), "rings")
+    return rings()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +49,6 @@ def model(data: TextGraph) -> tuple[LanguageModel, TokenizedTexts]:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(data.texts)
     language_model = LanguageModel.small(tokenizer, width=16, layers=1, heads=2, dropout=0.0)
-    # of the size that texts differ by
     return language_model, tokenize(data.texts, tokenizer, max_tokens=8)
 
 
