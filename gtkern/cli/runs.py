@@ -109,7 +109,7 @@ def train_method(
             command=shlex.join(["gtkern", *sys.argv[1:]]),
             console=Console(stderr=True),
         )
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (FileNotFoundError, ImportError, NotImplementedError, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if first:
         folder.write_text("config.yaml", settings_of.dump(settings))

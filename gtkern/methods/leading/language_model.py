@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -171,6 +172,19 @@ class LanguageModel(nn.Module):
         )
         encoder = transformers.BertModel(config, add_pooling_layer=False)
         return cls(encoder, tokenizer, max_tokens=max_tokens, pooling=pooling)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the encoder and its tokenizer as Hugging Face does; `from_path` reads them.
+
+        Adapters are added to the weights that they adapt.
+        """
+        transformers = import_transformers()
+        encoder: Any = self.encoder
+        if any(".lora_" in name for name in encoder.state_dict()):
+            encoder = _merged(encoder)
+        with _quiet(transformers):
+            encoder.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     def extra_repr(self) -> str:
         """Sizes, for print."""
@@ -357,3 +371,18 @@ def _with_adapters(encoder: Any, rank: int) -> nn.Module:
             f"lora_rank above 0: peft knows no layers of {encoder.config.model_type} to adapt"
         ) from error
     return adapted
+
+
+def _merged(encoder: nn.Module) -> nn.Module:
+    """A copy with every adapted layer as one of the kind it was."""
+    import_peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    encoder = copy.deepcopy(encoder)
+    adapted = [(name, m) for name, m in encoder.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, module in adapted:
+        layer: Any = module
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), own, layer.get_base_layer())
+    return encoder
