@@ -356,9 +356,7 @@ def deepgpt(
 def leading(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME", help="main, labels, parts, staleness, cost, sweeps."
-        ),
+        typer.Argument(metavar="NAME", help="main, labels, parts, staleness, cost, sweeps."),
     ],
     dataset: TextsOption = None,
     data_root: Annotated[

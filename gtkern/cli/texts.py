@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gtkern.data.text import TextGraph
+    from gtkern.data.text_graph import TextGraph
     from gtkern.methods.leading.settings import LeadingSettings
 
 __all__ = ["load_text_data", "text_assignments"]

@@ -125,9 +125,16 @@ class _Bar(Callback):
         )
         self.progress.start()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        _: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if trainer.num_training_batches > 1 and not self.progress.disable:
-            done = trainer.fit_loop.batch_progress.current.completed / trainer.num_training_batches
+            done = (batch_idx + 1) / trainer.num_training_batches
             self.progress.update(self.task, completed=trainer.current_epoch + done)
 
     def on_train_epoch_end(

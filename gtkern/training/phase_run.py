@@ -87,9 +87,8 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        names = ("phase*", "features.*", "training.*", "pretraining.*", "tuning.*", "prune.*")
-        names = (*names, "finetune.*", "inference.*")
-        patterns = (*(f"checkpoints/{name}" for name in names), "scores/*.npy", "plots/*.png")
+        phases = ("phase*", "features", "training", "pretraining", "tuning", "prune", "finetune")
+        patterns = (*(f"checkpoints/{name}.*" for name in phases), "scores/*.npy", "plots/*.png")
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):
                 path.unlink()

@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from text_rings import rings
 
 from gtkern import _processes
 from gtkern.data import minesweeper
 from gtkern.data.node import NodeData
 from gtkern.graph import Graph
+from gtkern.methods.leading import LanguageModel, MemoryBank, tokenize, train_tokenizer
+from gtkern.methods.leading.blocks import Blocks
+from gtkern.methods.leading.lazy import LazyMemory
+from gtkern.methods.leading.network import GraphPart, TextGraphNetwork
+from gtkern.methods.leading.settings import EndToEnd, FeatureTraining, LeadingSettings
+from gtkern.methods.leading.task import EndToEndTask
 from gtkern.methods.node_settings import Expander
 from gtkern.methods.spexphormer.run import build_graph
 from gtkern.methods.spexphormer.settings import Phase1, Phase2, Settings
 from gtkern.methods.spexphormer.tasks import SampledTask, ScoreTask
 from gtkern.training.fit import fit, join_processes
-from gtkern.training.node import NodeTask
+from gtkern.training.task import Task
 
 TINY = 1e-7
 """Adam makes steps of this size of gradients that are rounding alone, and metrics must agree."""
@@ -74,7 +81,31 @@ def sampled(settings: Settings, data: NodeData) -> SampledTask:
     return SampledTask(settings, data, graph, scores)
 
 
-def cases() -> dict[str, NodeTask]:
+def leading() -> EndToEndTask:
+    """Texts, two of a batch's five targets in one process and three in the other."""
+    data = rings()
+    tokenizer = train_tokenizer(data.texts)
+    model = LanguageModel.small(tokenizer, width=16, layers=1, heads=2, dropout=0.0)
+    settings = LeadingSettings(
+        dataset="synthetic",
+        features=FeatureTraining(epochs=1, lr=TINY),
+        training=EndToEnd(
+            epochs=2, lr=TINY, encoder_lr=TINY, batch_size=5, warmup_epochs=0, clip_grad_norm=0
+        ),
+    )
+    part = GraphPart(16, 2, dataclasses.replace(settings.propagation, width=8))
+    return EndToEndTask(
+        TextGraphNetwork(model, part),
+        tokenize(data.texts, tokenizer, max_tokens=8),
+        data,
+        Blocks(data.edge_index, data.num_nodes, fanout=2, hops=1, unlabelled=2),
+        settings,
+        bank=MemoryBank(data.num_nodes, 16, dtype="float32", identity="rings"),
+        lazy=LazyMemory(data.num_nodes, 8, beta=0.5, theta=0.5, identity="rings"),
+    )
+
+
+def cases() -> dict[str, Task]:
     """The tasks, each with the same weights in every process."""
     phase1 = dataclasses.replace(SETTINGS.phase1, norm="batch")
     phase2 = dataclasses.replace(SETTINGS.phase2, evaluation="layers")
@@ -90,6 +121,7 @@ def cases() -> dict[str, NodeTask]:
         "phase 2, evaluation by layers": lambda: sampled(
             dataclasses.replace(SETTINGS, phase2=phase2), islands
         ),
+        "leading": leading,
     }
     made = {}
     for name, make in makers.items():
@@ -98,7 +130,7 @@ def cases() -> dict[str, NodeTask]:
     return made
 
 
-def train(task: NodeTask) -> dict[str, Any]:
+def train(task: Task) -> dict[str, Any]:
     """Gradients of the first step by name, the row of the epoch, and what else must agree."""
     first: dict[str, torch.Tensor] = {}
 
@@ -112,7 +144,9 @@ def train(task: NodeTask) -> dict[str, Any]:
     fit(task, title="", device=torch.device("cpu"), console=Console(quiet=True))
     result = {
         "gradients": first,
-        "row": {key: value for key, value in task.history[0].items() if key != "seconds"},
+        "row": {
+            key: value for key, value in task.history[0].items() if not key.endswith("seconds")
+        },
         "norms": {
             name: value
             for name, value in task.network.state_dict().items()
@@ -121,6 +155,13 @@ def train(task: NodeTask) -> dict[str, Any]:
     }
     if isinstance(task, ScoreTask):
         result["scores"] = [torch.from_numpy(piece) for piece in task.best_scores()]
+    if isinstance(task, EndToEndTask):
+        assert task.bank is not None
+        assert task.lazy is not None
+        result["memories"] = [
+            bank.state_dict()["values"]
+            for bank in (task.bank, task.lazy.solutions, task.lazy.adjoints)
+        ]
     return result
 
 

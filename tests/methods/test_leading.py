@@ -206,9 +206,7 @@ def test_block_has_sampled_neighbours_and_weights_of_the_whole_graph(data: TextG
     # of the 20 nodes in no batch as targets, and of 10 targets in two batches
     [("epoch", 1, 20), ("epoch", 2, 0), ("never", 1, 0), ("rolling", 4, 8)],
 )
-def test_refresh(
-    data: TextGraph, model: Any, refresh: str, period: int, refreshed: int
-) -> None:
+def test_refresh(data: TextGraph, model: Any, refresh: str, period: int, refreshed: int) -> None:
     chosen = settings(
         neighbors={"refresh": refresh, "period": period, "hops": 30},
         training={"batch_size": 5, "epochs": 2},

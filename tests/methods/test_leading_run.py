@@ -298,5 +298,5 @@ def test_a_resumed_run_keeps_its_settings(
 def test_a_batch_is_of_all_processes(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("gtkern.methods.leading.run._processes.rank", lambda: 0)
     monkeypatch.setattr("gtkern.methods.leading.run._processes.count", lambda: 5)
-    with pytest.raises(UserError, match="training.batch_size 4 must be at least the 5 processes"):
+    with pytest.raises(UserError, match=r"training\.batch_size 4 must be at least the 5 processes"):
         LeadingRun(settings(), data(), RunFolder(tmp_path))

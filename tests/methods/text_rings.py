@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gtkern.data.text import TextGraph
+from gtkern.data.text_graph import TextGraph
 
 __all__ = ["rings"]
 

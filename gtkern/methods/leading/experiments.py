@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gtkern import ops
-from gtkern.data.text import TextGraph
+from gtkern.data.text_graph import TextGraph
 from gtkern.graph import Graph
 from gtkern.methods.leading.run import TRAINING, LeadingRun
 from gtkern.methods.leading.settings import LeadingSettings
@@ -27,7 +27,7 @@ __all__ = ["ALPHAS", "EXPERIMENTS", "PERIODS", "TOLERANCES", "Experiments"]
 COMPARED = ("leading", "cascaded", "language-model", "tfidf")
 """What `main` and `labels` compare."""
 
-LABELS: Mapping[str, Mapping[str, float]] = {
+LABELS: Mapping[str, Mapping[str, Any]] = {
     "20 per class": {"labels_per_class": 20},
     "1 %": {"label_share": 0.01},
     "5 %": {"label_share": 0.05},
@@ -278,4 +278,3 @@ EXPERIMENTS: Mapping[str, Callable[[Experiments], dict[str, LeadingSettings]]] =
     "cost": Experiments.cost,
 }
 """What each experiment varies, but for `sweeps`, which trains nothing."""
-

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gtkern import _processes
-from gtkern.data.text import TextGraph
+from gtkern.data.text_graph import TextGraph
 from gtkern.methods.leading.bank import MemoryBank
 from gtkern.methods.leading.language_model import LanguageModel
 from gtkern.methods.leading.network import GraphPart, TextGraphNetwork
@@ -138,7 +138,9 @@ def write_predictions(path: pathlib.Path, data: TextGraph, logits: Tensor) -> No
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("predictions need pandas and pyarrow: pip install gtkern[text]") from error
+        raise ImportError(
+            "predictions need pandas and pyarrow: pip install gtkern[text]"
+        ) from error
     chances = logits.float().softmax(dim=1)
     confidence, found = chances.max(dim=1)
     names = np.array([*data.class_names, ""], dtype=object)
@@ -164,7 +166,7 @@ def save(
     data: TextGraph,
     phase: Phase,
 ) -> None:
-    """Write a trained network: the language model as Hugging Face does, the graph part beside it."""
+    """Write the language model as Hugging Face does, and the graph part beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     network.language_model.save(folder / "language-model")
     graph_part: GraphPart = network.graph_part

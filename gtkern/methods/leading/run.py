@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from gtkern import _processes
-from gtkern.data.text import TextGraph, check_text_graph
+from gtkern.data.text_graph import TextGraph, check_text_graph
 from gtkern.methods.leading import inference
 from gtkern.methods.leading.bank import MemoryBank
 from gtkern.methods.leading.blocks import Blocks
@@ -206,12 +207,8 @@ class LeadingRun(PhaseRun):
         bank, lazy = self._memories(tokens, model.width)
         if bank is not None and graph_part is not None:
             self._fill(bank, lazy, graph_part)
-        task = EndToEndTask(
-            network, tokens, self.data, self.blocks, settings, bank=bank, lazy=lazy
-        )
-        earlier = self.fit(
-            TRAINING, task, resume, accumulate=settings.training.accumulate
-        )
+        task = EndToEndTask(network, tokens, self.data, self.blocks, settings, bank=bank, lazy=lazy)
+        earlier = self.fit(TRAINING, task, resume, accumulate=settings.training.accumulate)
         assert task.best is not None
         trained = time.perf_counter()
         details: dict[str, Any] = {"resident_bytes_before": before, **task.figures()}
@@ -229,6 +226,9 @@ class LeadingRun(PhaseRun):
             whole = self.blocks.whole().to(self.device)
             logits = network.eval()(x.to(self.device), whole)
         val, test = self._write(logits)
+        if self.first:
+            # they are of no use to weights of another time
+            shutil.rmtree(self.folder / "checkpoints/inference")
         details["predict_seconds"] = time.perf_counter() - trained
         details["val_in_training"] = task.best.val
         task.best = replace(task.best, val=val, test=test)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gtkern import _processes
 from gtkern.data.node import NodeData
-from gtkern.data.text import TextGraph
+from gtkern.data.text_graph import TextGraph
 from gtkern.methods.leading.bank import MemoryBank
 from gtkern.methods.leading.blocks import Block, Blocks
 from gtkern.methods.leading.language_model import LanguageModel
@@ -29,6 +29,7 @@ EVALUATED = 2**32 - 1
 """The epoch whose samples evaluations use: always the same."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def encoded_rows(
     model: LanguageModel,
@@ -67,11 +68,14 @@ class FeatureTask(NodeTask):
     """
 
     def __init__(
-        self, network: GraphPart, x: Tensor, data: TextGraph, block: Block, settings: LeadingSettings
+        self,
+        network: GraphPart,
+        x: Tensor,
+        data: TextGraph,
+        block: Block,
+        settings: LeadingSettings,
     ) -> None:
-        nodes = NodeData(
-            x, data.y, data.edge_index, data.train_mask, data.val_mask, data.test_mask
-        )
+        nodes = NodeData(x, data.y, data.edge_index, data.train_mask, data.val_mask, data.test_mask)
         super().__init__(
             network,
             nodes,
@@ -247,7 +251,7 @@ class EndToEndTask(Task):
         stepping = sum(
             row["seconds"] - row["refresh_seconds"] - row["evaluate_seconds"] for row in rows
         )
-        found = {
+        found: dict[str, Any] = {
             "steps": steps,
             "seconds_per_step": stepping / max(1, steps),
             "refresh_seconds": sum(row["refresh_seconds"] for row in rows),

@@ -1,4 +1,4 @@
-"""Spexphormer over two processes: the gradients of one, and an end when one of them dies."""
+"""Runs over two processes: the gradients of one, and an end when one of them dies."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 CASES = ("phase 1", "phase 1, BatchNorm", "phase 2", "phase 2, evaluation by layers")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "leading"])
 def test_unequal_shares_have_the_gradient_of_the_whole_batch(
     results: list[dict[str, Any]], case: str
 ) -> None:
@@ -89,11 +89,19 @@ def test_unequal_shares_have_the_gradient_of_the_whole_batch(
             torch.testing.assert_close(gradient, alone[name], rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "leading"])
 def test_loss_and_metrics_are_of_all_nodes(results: list[dict[str, Any]], case: str) -> None:
     alone, *two = (result[case]["row"] for result in results)
     for row in two:
         assert row == pytest.approx(alone, rel=1e-4)
+
+
+def test_every_process_has_all_rows_of_the_memories(results: list[dict[str, Any]]) -> None:
+    alone, *two = (result["leading"]["memories"] for result in results)
+    for memories in two:
+        for found, expected in zip(memories, alone, strict=True):
+            assert bool(expected.any())
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
