@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from gtkern.methods.leading.bank import BANK_DTYPES, MemoryBank
-from gtkern.methods.leading.refresh import Refresh
 
 PLACES = ("memory", "file")
 
@@ -215,47 +214,6 @@ def filled() -> MemoryBank:
     for step in range(6):
         bank.write(rows(step), torch.ones(1, 4), step=step)
     return bank
-
-
-def test_refresh_at_epochs() -> None:
-    refresh, bank = Refresh("epoch", period=2), filled()
-    needed = rows(5, 1, 7, 1)
-    assert refresh.at_epoch(bank, needed, 0, 6).tolist() == [1, 5, 7]
-    # between them only what was never written
-    assert refresh.at_epoch(bank, needed, 1, 6).tolist() == [7]
-    assert refresh.at_epoch(bank, needed, 2, 6).tolist() == [1, 5, 7]
-    assert refresh.at_step(bank, needed, 100).tolist() == [7]
-
-
-def test_refresh_rolls_over_the_oldest() -> None:
-    refresh, bank = Refresh("rolling", limit=3), filled()
-    assert refresh.at_step(bank, rows(5, 4, 1, 0, 2), 6).tolist() == [0, 1, 2]
-    # those never written come first, and count
-    assert refresh.at_step(bank, rows(5, 4, 1, 9, 8), 6).tolist() == [1, 8, 9]
-    assert refresh.at_step(bank, rows(5, 6, 7, 9, 8), 6).tolist() == [6, 7, 8, 9]
-    assert refresh.at_epoch(bank, rows(5, 4), 0, 6).tolist() == []
-
-
-def test_refresh_by_age() -> None:
-    refresh, bank = Refresh("age", period=3), filled()
-    # at step 6 row 3 is three steps old
-    assert refresh.at_step(bank, rows(5, 4, 3, 2, 1, 9), 6).tolist() == [1, 2, 9]
-    assert refresh.at_epoch(bank, rows(0), 0, 6).tolist() == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"policy": "never"}, "policy must be one of epoch, rolling, age, got 'never'"),
-        ({"period": 0}, "period must be at least 1, got 0"),
-        ({"policy": "rolling"}, "needs a limit of at least 1 and no period, got limit 0"),
-        ({"policy": "rolling", "limit": 2, "period": 2}, "got limit 2 and period 2"),
-        ({"policy": "age", "limit": 2}, "limit is of policy 'rolling' alone, got 2"),
-    ],
-)
-def test_wrong_refreshes_are_told(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Refresh(**options)
 
 
 def test_the_head_of_a_file_says_what_it_is(tmp_path: pathlib.Path) -> None:

@@ -5,13 +5,11 @@ Reference: Xue et al. 2023, "Efficient End-to-end Language Model Fine-tuning on 
 
 from gtkern.methods.leading.bank import MemoryBank
 from gtkern.methods.leading.language_model import LanguageModel
-from gtkern.methods.leading.refresh import Refresh
 from gtkern.methods.leading.tokens import TokenizedTexts, tokenize, train_tokenizer
 
 __all__ = [
     "LanguageModel",
     "MemoryBank",
-    "Refresh",
     "TokenizedTexts",
     "tokenize",
     "train_tokenizer",
