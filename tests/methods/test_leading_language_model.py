@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from gtkern.methods.leading.language_model import LanguageModel
 from gtkern.methods.leading.tokens import TokenizedTexts, tokenize, train_tokenizer
@@ -49,16 +50,18 @@ def rows_of(
     return found[nodes]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_a_row_is_that_of_the_text_alone(
-    tokenizer: Any, tokens: TokenizedTexts, pooling: str
+    tokenizer: Any, tokens: TokenizedTexts, pooling: str, packed: bool
 ) -> None:
-    model = small(tokenizer, pooling=pooling).eval()
+    model = small(tokenizer, pooling=pooling, packed=packed).eval()
+    plain = small(tokenizer).eval().encoder
     found = model(tokens, torch.arange(7))
     assert found.dtype == torch.float32
     for node, text in enumerate(TEXTS):
         ids = torch.tensor([tokenizer(text, truncation=True, max_length=16)["input_ids"]])
-        hidden = model.encoder(input_ids=ids).last_hidden_state[0]
+        hidden = plain(input_ids=ids).last_hidden_state[0]
         alone = hidden.mean(0) if pooling == "mean" else hidden[0]
         torch.testing.assert_close(found[node], alone, atol=1e-5, rtol=1e-5)
 
@@ -87,13 +90,16 @@ def test_a_text_of_several_nodes_is_encoded_once_and_learns_from_all(
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
 
 
-def test_encode_gives_every_node_its_row(tokenizer: Any, tokens: TokenizedTexts) -> None:
-    model = small(tokenizer)
+@pytest.mark.parametrize("packed", [False, True])
+def test_encode_gives_every_node_its_row(
+    tokenizer: Any, tokens: TokenizedTexts, packed: bool
+) -> None:
+    model = small(tokenizer, packed=packed)
     # the modes are those of the caller, whatever they were
     model.encoder.embeddings.eval()
     before = [module.training for module in model.modules()]
     expected = None
-    for batch_tokens in (1, 20, 16384):
+    for batch_tokens in (1, 20, None):
         found = rows_of(model, tokens, torch.tensor([6, 2, 0, 5, 2, 4]), batch_tokens=batch_tokens)
         assert not found.requires_grad
         assert [module.training for module in model.modules()] == before
@@ -145,8 +151,9 @@ def test_batches_hold_texts_of_like_length_and_so_many_tokens(
         model.encode(tokens, nodes, dtype=torch.float16)
 
 
-def test_encode_in_bfloat16_is_close(tokenizer: Any, tokens: TokenizedTexts) -> None:
-    model = small(tokenizer)
+@pytest.mark.parametrize("packed", [False, True])
+def test_encode_in_bfloat16_is_close(tokenizer: Any, tokens: TokenizedTexts, packed: bool) -> None:
+    model = small(tokenizer, packed=packed)
     full = rows_of(model, tokens, torch.arange(7))
     half = rows_of(model, tokens, torch.arange(7), dtype=torch.bfloat16)
     assert not torch.equal(full, half)
@@ -154,9 +161,9 @@ def test_encode_in_bfloat16_is_close(tokenizer: Any, tokens: TokenizedTexts) -> 
     torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
 
 
-def saved(folder: pathlib.Path, tokenizer: Any) -> LanguageModel:
+def saved(folder: pathlib.Path, tokenizer: Any, dropout: float = 0.0) -> LanguageModel:
     """A pretrained model on disk; returns the one that was written."""
-    model = small(tokenizer, dropout=0.0)
+    model = small(tokenizer, dropout=dropout)
     model.encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -179,17 +186,22 @@ def test_a_saved_model_is_read_back(
     torch.testing.assert_close(again(tokens, nodes), model(tokens, nodes))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_checkpointed_layers_have_the_same_gradients(
-    tmp_path: pathlib.Path, tokenizer: Any, tokens: TokenizedTexts
+    tmp_path: pathlib.Path, tokenizer: Any, tokens: TokenizedTexts, packed: bool
 ) -> None:
-    saved(tmp_path, tokenizer)
+    saved(tmp_path, tokenizer, dropout=0.3)
     gradients = []
     for checkpointing in (False, True):
-        model = LanguageModel.from_path(tmp_path, gradient_checkpointing=checkpointing)
+        model = LanguageModel.from_path(
+            tmp_path, gradient_checkpointing=checkpointing, packed=packed
+        )
         calls: list[int] = []
         model.encoder.encoder.layer[0].attention.register_forward_hook(
             lambda *_, calls=calls: calls.append(1)
         )
+        # dropout draws the same the second time
+        torch.manual_seed(1)
         model(tokens, torch.arange(7)).square().sum().backward()
         assert len(calls) == (2 if checkpointing else 1)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -197,12 +209,67 @@ def test_checkpointed_layers_have_the_same_gradients(
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_packed_texts_have_the_gradients_of_padded_ones(
+    tokenizer: Any, tokens: TokenizedTexts
+) -> None:
+    gradients = []
+    for packed in (False, True):
+        model = small(tokenizer, dropout=0.0, packed=packed)
+        rows = model(tokens, torch.arange(7))
+        (rows * torch.randn(7, 16, generator=torch.Generator().manual_seed(1))).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_positions_are_counted_as_the_model_does(
+    tmp_path: pathlib.Path, tokenizer: Any, tokens: TokenizedTexts
+) -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=18,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    models = [LanguageModel.from_path(tmp_path, packed=packed).eval() for packed in (False, True)]
+    # the first position is the one after the padding's
+    assert models[0].max_tokens == min(16, 18 - tokenizer.pad_token_id - 1)
+    nodes = torch.arange(7)
+    torch.testing.assert_close(models[0](tokens, nodes), models[1](tokens, nodes))
+
+
+def test_a_model_whose_attention_is_its_own_is_not_packed(
+    tmp_path: pathlib.Path, tokenizer: Any, tokens: TokenizedTexts
+) -> None:
+    config = transformers.DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformers.DebertaV2Model(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = LanguageModel.from_path(tmp_path)(tokens, torch.arange(7))
+    assert rows.shape == (7, 16)
+    with pytest.raises(ValueError, match=r"packed needs a model whose attention .*got deberta-v2"):
+        LanguageModel.from_path(tmp_path, packed=True)
+
+
 def test_with_lora_only_adapters_train(
     tmp_path: pathlib.Path, tokenizer: Any, tokens: TokenizedTexts
 ) -> None:
     saved(tmp_path, tokenizer)
     plain = LanguageModel.from_path(tmp_path)
-    model = LanguageModel.from_path(tmp_path, lora_rank=4, gradient_checkpointing=True)
+    model = LanguageModel.from_path(tmp_path, lora_rank=4, gradient_checkpointing=True, packed=True)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # two layers, query and value, down and up: 16 x 4 each
     assert sum(p.numel() for p in trained.values()) == 2 * 2 * 2 * 16 * 4

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gtkern.methods.leading._libraries import import_peft, import_transformers
+from gtkern.methods.leading.packed import encode_packed, use_packed_attention
 from gtkern.methods.leading.tokens import TokenizedTexts, tokenizer_digest
 
 __all__ = ["POOLINGS", "LanguageModel"]
@@ -46,14 +47,26 @@ class LanguageModel(nn.Module):
         tokenizer: its tokenizer.
         max_tokens: of a text, at most.
         pooling: one of POOLINGS.
+        packed: the texts of a batch go through one after the other, attention by
+            `gtkern.ops.ragged_attention`, instead of side by side and filled up. The rows are the
+            same, save for rounding and for what dropout draws.
 
     Attributes:
         width: of a row.
-        tokenizer, max_tokens, pooling: see above.
+        tokenizer, max_tokens, pooling, packed: see above.
+
+    Raises:
+        ValueError: an unknown pooling, or packed for a model whose attention cannot be chosen.
     """
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Any, *, max_tokens: int, pooling: str = "mean"
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        pooling: str = "mean",
+        packed: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -62,11 +75,14 @@ class LanguageModel(nn.Module):
         # its weights would have no gradient: rows come from the last hidden state
         if isinstance(getattr(encoder, "pooler", None), nn.Module):
             encoder.register_module("pooler", None)
+        if packed:
+            use_packed_attention(encoder)
         # what was read comes in evaluation
         self.encoder = encoder.train()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.pooling = pooling
+        self.packed = packed
         self.width = int(config.hidden_size)
         self._tokenizer_digest = tokenizer_digest(tokenizer)
 
@@ -78,6 +94,7 @@ class LanguageModel(nn.Module):
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         pooling: str = "mean",
+        packed: bool = False,
     ) -> LanguageModel:
         """Read a pretrained encoder and its tokenizer; nothing is downloaded.
 
@@ -88,12 +105,13 @@ class LanguageModel(nn.Module):
                 then; 0: all weights are trained.
             gradient_checkpointing: keep only the layers' inputs for backward, and compute the rest
                 a second time.
-            pooling: one of POOLINGS.
+            pooling, packed: see the class.
 
         Raises:
             FileNotFoundError: no such folder. ValueError: it does not hold an encoder; names what
-                is missing, or the weights that are; no layers are known to adapt. ImportError:
-                transformers or peft is missing; says which extra has it.
+                is missing, or the weights that are; no layers are known to adapt; packed for a
+                model whose attention cannot be chosen. ImportError: transformers or peft is
+                missing; says which extra has it.
 
         Reference: Hu et al. 2022 (LoRA), section 4.
         """
@@ -128,7 +146,13 @@ class LanguageModel(nn.Module):
             (enable or encoder.gradient_checkpointing_enable)({"use_reentrant": False})
         if lora_rank:
             encoder = _with_adapters(encoder, lora_rank)
-        return cls(encoder, tokenizer, max_tokens=_most_tokens(encoder, tokenizer), pooling=pooling)
+        return cls(
+            encoder,
+            tokenizer,
+            max_tokens=min(_positions(encoder), int(tokenizer.model_max_length)),
+            pooling=pooling,
+            packed=packed,
+        )
 
     @classmethod
     def small(
@@ -141,6 +165,7 @@ class LanguageModel(nn.Module):
         max_tokens: int = 128,
         dropout: float = 0.1,
         pooling: str = "mean",
+        packed: bool = False,
     ) -> LanguageModel:
         """Draw a small BERT by torch's random numbers.
 
@@ -151,7 +176,7 @@ class LanguageModel(nn.Module):
             heads: of its attention.
             max_tokens: of a text, at most.
             dropout: of hidden values and of attention.
-            pooling: one of POOLINGS.
+            pooling, packed: see the class.
 
         Raises:
             ImportError: transformers is missing; says which extra has it.
@@ -171,7 +196,7 @@ class LanguageModel(nn.Module):
             pad_token_id=tokenizer.pad_token_id,
         )
         encoder = transformers.BertModel(config, add_pooling_layer=False)
-        return cls(encoder, tokenizer, max_tokens=max_tokens, pooling=pooling)
+        return cls(encoder, tokenizer, max_tokens=max_tokens, pooling=pooling, packed=packed)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the encoder and its tokenizer as Hugging Face does; `from_path` reads them.
@@ -188,7 +213,10 @@ class LanguageModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for print."""
-        return f"width={self.width}, max_tokens={self.max_tokens}, pooling={self.pooling!r}"
+        return (
+            f"width={self.width}, max_tokens={self.max_tokens}, pooling={self.pooling!r}, "
+            f"packed={self.packed}"
+        )
 
     def forward(self, tokens: TokenizedTexts, nodes: Tensor) -> Tensor:
         """Encode the texts of some nodes; a text that several of them have is encoded once.
@@ -213,7 +241,7 @@ class LanguageModel(nn.Module):
         tokens: TokenizedTexts,
         nodes: Tensor,
         *,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         dtype: torch.dtype | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -226,7 +254,8 @@ class LanguageModel(nn.Module):
             tokens: made with the model's tokenizer.
             nodes: int64 [m]; one that is there twice counts once.
             batch_tokens: at most so many tokens at a time, the filling included; one text goes
-                through whatever its length.
+                through whatever its length. Default: 2,048 on a CPU, where larger batches were
+                slower, and 16,384 elsewhere.
             dtype: torch.bfloat16: matrix products in it (autocast); None: as the weights are.
             progress: called with the number of different texts done, and of all.
 
@@ -239,6 +268,9 @@ class LanguageModel(nn.Module):
                 another dtype.
         """
         self._check(tokens)
+        if batch_tokens is None:
+            on_cpu = next(self.parameters()).device.type == "cpu"
+            batch_tokens = 2048 if on_cpu else 16384
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if dtype not in (None, torch.bfloat16):
@@ -276,6 +308,15 @@ class LanguageModel(nn.Module):
     def _rows(self, tokens: TokenizedTexts, rows: Tensor) -> Tensor:
         """Different texts, [b, width]."""
         device = next(self.parameters()).device
+        if self.packed:
+            flat_ids, ptr = tokens.pack(rows)
+            flat = encode_packed(
+                self.encoder, flat_ids.to(device), ptr, _first_position(self.encoder)
+            ).float()
+            ptr = ptr.to(device)
+            if self.pooling == "first":
+                return flat.index_select(0, ptr[:-1])
+            return torch.segment_reduce(flat, "mean", offsets=ptr)
         input_ids, mask = (value.to(device) for value in tokens.pad(rows))
         hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state.float()
         if self.pooling == "first":
@@ -350,15 +391,16 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _most_tokens(encoder: Any, tokenizer: Any) -> int:
-    """How many tokens the encoder has positions for."""
-    most = int(encoder.config.max_position_embeddings)
+def _first_position(encoder: Any) -> int:
+    """The number of the first position: RoBERTa counts from the one after the padding's."""
     position = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding = getattr(position, "padding_idx", None)
-    if padding is not None:
-        # RoBERTa counts positions from the one after it
-        most -= padding + 1
-    return min(most, int(tokenizer.model_max_length))
+    return 0 if padding is None else int(padding) + 1
+
+
+def _positions(encoder: Any) -> int:
+    """How many tokens the encoder has positions for."""
+    return int(encoder.config.max_position_embeddings) - _first_position(encoder)
 
 
 def _with_adapters(encoder: Any, rank: int) -> nn.Module:
