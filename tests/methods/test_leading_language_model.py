@@ -321,6 +321,10 @@ def test_tokens_that_do_not_fit_are_told(tokenizer: Any, tokens: TokenizedTexts)
     short = LanguageModel.small(tokenizer, 16, 1, 2, max_tokens=8)
     with pytest.raises(ValueError, match=r"at most 8 of a text for this model, got 1\d"):
         short(tokens, torch.arange(2))
+    with pytest.raises(IndexError, match=r"nodes must be in 0 .. 6, got -1 .. 3"):
+        small(tokenizer)(tokens, torch.tensor([3, -1]))
+    with pytest.raises(TypeError, match=r"nodes must be int64, got torch.bool"):
+        small(tokenizer).encode(tokens, torch.ones(7, dtype=torch.bool))
     with pytest.raises(ValueError, match="pooling must be one of mean, first, got 'max'"):
         small(tokenizer, pooling="max")
     with pytest.raises(ValueError, match=r"width must be divisible by heads \(3\), got 16"):

@@ -229,10 +229,11 @@ class LanguageModel(nn.Module):
             float32 [b, width], on the model's device.
 
         Raises:
-            ValueError: tokens of another tokenizer, longer ones than the model takes, or no node.
+            TypeError: nodes that are not int64. IndexError: a node that is not there. ValueError:
+                tokens of another tokenizer, longer ones than the model takes, or no node.
         """
-        self._check(tokens)
-        rows, place = tokens.text_of[nodes.cpu()].unique(return_inverse=True)
+        nodes = self._check(tokens, nodes)
+        rows, place = tokens.text_of[nodes].unique(return_inverse=True)
         encoded = self._rows(tokens, rows)
         return encoded.index_select(0, place.to(encoded.device))
 
@@ -264,10 +265,10 @@ class LanguageModel(nn.Module):
             once.
 
         Raises:
-            ValueError: as for `forward`, save that there may be no node; batch_tokens below 1; or
-                another dtype.
+            TypeError, IndexError, ValueError: as for `forward`, save that there may be no node;
+                batch_tokens below 1; or another dtype.
         """
-        self._check(tokens)
+        nodes = self._check(tokens, nodes)
         if batch_tokens is None:
             on_cpu = next(self.parameters()).device.type == "cpu"
             batch_tokens = 2048 if on_cpu else 16384
@@ -275,7 +276,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         if dtype not in (None, torch.bfloat16):
             raise ValueError(f"dtype must be None or torch.bfloat16, got {dtype}")
-        return self._encode(tokens, nodes.cpu().unique(), batch_tokens, dtype, progress)
+        return self._encode(tokens, nodes.unique(), batch_tokens, dtype, progress)
 
     def _encode(
         self,
@@ -326,7 +327,8 @@ class LanguageModel(nn.Module):
         mean: Tensor = torch.einsum("btc,bt->bc", hidden, weight / weight.sum(1, keepdim=True))
         return mean
 
-    def _check(self, tokens: TokenizedTexts) -> None:
+    def _check(self, tokens: TokenizedTexts, nodes: Tensor) -> Tensor:
+        """The nodes, on the CPU, where the tokens are."""
         if tokens.tokenizer != self._tokenizer_digest:
             raise ValueError(
                 "tokens must be made with the model's own tokenizer, got those of another: "
@@ -337,6 +339,15 @@ class LanguageModel(nn.Module):
                 f"tokens must be at most {self.max_tokens} of a text for this model, got "
                 f"{int(tokens.lengths.max())}: tokenize(..., max_tokens={self.max_tokens})"
             )
+        if nodes.dtype != torch.int64:
+            raise TypeError(f"nodes must be int64, got {nodes.dtype}")
+        nodes = nodes.cpu()
+        if nodes.numel() and (int(nodes.min()) < 0 or int(nodes.max()) >= tokens.num_nodes):
+            raise IndexError(
+                f"nodes must be in 0 .. {tokens.num_nodes - 1}, got {int(nodes.min())} .. "
+                f"{int(nodes.max())}"
+            )
+        return nodes
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
