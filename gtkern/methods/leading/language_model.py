@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gtkern.methods.leading._libraries import import_peft, import_transformers
-from gtkern.methods.leading.packed import encode_packed, use_packed_attention
+from gtkern.methods.leading.packed import can_pack, encode_packed, use_packed_attention
 from gtkern.methods.leading.tokens import TokenizedTexts, tokenizer_digest
 
 __all__ = ["POOLINGS", "LanguageModel"]
@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         pooling: one of POOLINGS.
         packed: the texts of a batch go through one after the other, attention by
             `gtkern.ops.ragged_attention`, instead of side by side and filled up. The rows are the
-            same, save for rounding and for what dropout draws.
+            same, save for rounding and for what dropout draws. None: where the encoder allows it.
 
     Attributes:
         width: of a row.
@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
         *,
         max_tokens: int,
         pooling: str = "mean",
-        packed: bool = False,
+        packed: bool | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -75,6 +75,8 @@ class LanguageModel(nn.Module):
         # its weights would have no gradient: rows come from the last hidden state
         if isinstance(getattr(encoder, "pooler", None), nn.Module):
             encoder.register_module("pooler", None)
+        if packed is None:
+            packed = can_pack(encoder)
         if packed:
             use_packed_attention(encoder)
         # what was read comes in evaluation
@@ -94,7 +96,7 @@ class LanguageModel(nn.Module):
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         pooling: str = "mean",
-        packed: bool = False,
+        packed: bool | None = None,
     ) -> LanguageModel:
         """Read a pretrained encoder and its tokenizer; nothing is downloaded.
 
@@ -165,7 +167,7 @@ class LanguageModel(nn.Module):
         max_tokens: int = 128,
         dropout: float = 0.1,
         pooling: str = "mean",
-        packed: bool = False,
+        packed: bool | None = None,
     ) -> LanguageModel:
         """Draw a small BERT by torch's random numbers.
 

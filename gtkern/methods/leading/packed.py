@@ -11,10 +11,15 @@ from gtkern import ops
 from gtkern.methods.leading._libraries import import_transformers
 from gtkern.ragged import Ragged
 
-__all__ = ["PACKED_ATTENTION", "encode_packed", "use_packed_attention"]
+__all__ = ["PACKED_ATTENTION", "can_pack", "encode_packed", "use_packed_attention"]
 
 PACKED_ATTENTION = "gtkern_ragged"
 """Its name among the attentions of transformers."""
+
+
+def can_pack(encoder: Any) -> bool:
+    """Whether transformers lets one choose an encoder's attention."""
+    return bool(encoder._can_set_attn_implementation())
 
 
 def use_packed_attention(encoder: Any) -> None:
@@ -27,7 +32,7 @@ def use_packed_attention(encoder: Any) -> None:
         ValueError: its attention cannot be chosen (transformers' AttentionInterface).
     """
     transformers = import_transformers()
-    if not encoder._can_set_attn_implementation():
+    if not can_pack(encoder):
         raise ValueError(
             "packed needs a model whose attention transformers lets one choose (BERT, RoBERTa, "
             f"DistilBERT, ELECTRA and others), got {encoder.config.model_type}"

@@ -74,7 +74,9 @@ class EncoderSettings:
         lora_rank: of the adapters that are trained in place of the weights; 0: the weights.
         checkpointing: compute activations again in backward, which takes time and saves memory.
         precision: of the products, "float32" or "bfloat16".
-        encode_tokens: in a batch without gradient, padding included.
+        packed: texts go through one after the other, not side by side and filled up, where the
+            language model allows it; see LanguageModel.
+        encode_tokens: in a batch without gradient; 0: as many as suit the device.
     """
 
     path: str = ""
@@ -83,7 +85,8 @@ class EncoderSettings:
     lora_rank: int = setting(0, low=0)
     checkpointing: bool = False
     precision: str = setting("float32", choices=("float32", "bfloat16"))
-    encode_tokens: int = setting(16_384, low=1)
+    packed: bool = True
+    encode_tokens: int = setting(0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def encoded_rows(
     encoded = model.encode(
         tokens,
         mine,
-        batch_tokens=settings.encoder.encode_tokens,
+        batch_tokens=settings.encoder.encode_tokens or None,
         dtype=torch.bfloat16 if settings.encoder.precision == "bfloat16" else None,
     )
     for done, values in encoded:
