@@ -56,7 +56,7 @@ def test_a_row_is_that_of_the_text_alone(
     tokenizer: Any, tokens: TokenizedTexts, pooling: str, packed: bool
 ) -> None:
     model = small(tokenizer, pooling=pooling, packed=packed).eval()
-    plain = small(tokenizer).eval().encoder
+    plain = small(tokenizer, packed=False).eval().encoder
     found = model(tokens, torch.arange(7))
     assert found.dtype == torch.float32
     for node, text in enumerate(TEXTS):
@@ -69,7 +69,7 @@ def test_a_row_is_that_of_the_text_alone(
 def test_a_text_of_several_nodes_is_encoded_once_and_learns_from_all(
     tokenizer: Any, tokens: TokenizedTexts
 ) -> None:
-    model = small(tokenizer)
+    model = small(tokenizer, packed=False)
     sizes: list[int] = []
     model.encoder.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(kwargs["input_ids"].size(0)), with_kwargs=True
@@ -129,7 +129,7 @@ def test_the_caller_keeps_modes_and_gradients_between_two_results(
 def test_batches_hold_texts_of_like_length_and_so_many_tokens(
     tokenizer: Any, tokens: TokenizedTexts
 ) -> None:
-    model = small(tokenizer)
+    model = small(tokenizer, packed=False)
     shapes: list[tuple[int, ...]] = []
     model.encoder.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
