@@ -52,6 +52,7 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
         "forward_kernel",
         "gate_kernel",
         "gather_kernel",
+        "heavy_sum_kernel",
         "kept_edges_kernel",
         "key_kernel",
         "keys_kernel",
@@ -67,6 +68,7 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
         "score_delta_kernel",
         "select_kernel",
         "source_kernel",
+        "sweep_kernel",
         "table_kernel",
         "weight_kernel",
         "write_edges_kernel",
@@ -113,6 +115,7 @@ def compile_all(architecture: int) -> None:
     JITFunction.run = compile_only
     sample_neighbors(10, types=3)
     drop_tokens(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
+    propagate(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
     if architecture == ARCHITECTURES[0]:
         sample_neighbors(64, types=0, uniform=True)
     else:
@@ -300,6 +303,28 @@ def drop_tokens(dtype: torch.dtype) -> None:
     kernels.write_row_kernel[count,](
         ragged.ptr, col, number, kinds, *structure, col, number, kinds, BLOCK=128
     )
+
+
+def propagate(dtype: torch.dtype) -> None:
+    """Counted sweeps of propagate, with heavy rows and without, and launches of tested ones."""
+    from gtkern.ops.propagation import iteration
+    from gtkern.ops.propagation import triton as backend
+    from gtkern.ops.propagation.call import Operator, Options
+
+    nodes = 64
+    graph = Graph.from_edge_index(torch.zeros(2, 3000, dtype=torch.int64), nodes)
+    rows = (graph.csr.ptr, graph.csr.index)
+    node, edge = torch.ones(nodes), torch.ones(3000)
+    few = graph.csr.heavy[:0]
+    plain = Operator(*rows, few, None, node, node)
+    weighted = Operator(*rows, graph.csr.heavy, edge, None, None)
+    for operator, channels in ((plain, 40), (weighted, 128)):
+        x = torch.zeros(nodes, channels, dtype=dtype)
+        backend.solve(x, None, operator, Options(0.1, 0.0, 2, True))
+        now, other = torch.zeros(2, nodes, channels)
+        item = torch.zeros(nodes, dtype=torch.int32) if operator is weighted else None
+        unit = torch.ones(channels)
+        backend.launch(iteration.Sweep(x, 0, now, other, other, operator, item, 0.1, 1.0, unit))
 
 
 if __name__ == "__main__":

@@ -12,4 +12,11 @@ inline constexpr const char* kSolveSchema =
     "Tensor? scale, Tensor? own, float alpha, float tol, int limit, bool chebyshev)"
     " -> (Tensor z, int sweeps, float residual)";
 
+// One sweep of a tile of columns of x, from `first` on; see Sweep in
+// gtkern/ops/propagation/iteration.py. now, before, next float32 [N, W], W a multiple of 4.
+inline constexpr const char* kSweepSchema =
+    "propagate_sweep(Tensor x, int first, Tensor now, Tensor before, Tensor(a!) next, Tensor ptr, "
+    "Tensor index, Tensor heavy, Tensor? item, Tensor? weight, Tensor? scale, Tensor? own, "
+    "float alpha, float omega, Tensor? inverse_size) -> Tensor squares";
+
 }  // namespace gtkern::propagation

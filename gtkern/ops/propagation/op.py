@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gtkern import _backends, _check
 from gtkern.graph import Graph, rows_equal_columns
-from gtkern.ops.propagation import native, reference
+from gtkern.ops.propagation import reference
 from gtkern.ops.propagation.call import (
     METHODS,
     ConvergenceError,
@@ -21,10 +21,11 @@ from gtkern.ops.propagation.call import (
     default_limit,
     work_dtype,
 )
+from gtkern.ops.propagation.native import Native
 
 __all__ = ["propagate"]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 _TOL = 1e-6
 _ONE_WAY = (
     "graph must have every edge in both directions for weight='sym', and this one has not; "
@@ -235,7 +236,7 @@ def _load(backend: str) -> Any:
     """What has `solve` of a backend; triton is imported only here."""
     if backend == "triton":
         return importlib.import_module("gtkern.ops.propagation.triton")
-    return {"reference": reference, "cpu": native}[backend]
+    return reference if backend == "reference" else Native(backend)
 
 
 @torch.library.impl("gtkern::propagate_fwd", "CompositeExplicitAutograd")
