@@ -101,10 +101,11 @@ def test_a_run_repeats_itself(tmp_path: pathlib.Path) -> None:
     pandas.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
 ) -> None:
-    chosen = settings()
+    chosen = settings(neighbors={"fanout": 2, "mapped": mapped})
     whole = run(tmp_path / "whole", chosen)
     stops = []
 
@@ -121,6 +122,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     with pytest.raises(InterruptedRunError):
         run(tmp_path / "parts", chosen)
     assert stops == [0]
+    files = sorted(path.name for path in tmp_path.glob("parts/checkpoints/bank/*"))
+    assert files == (["copy-3", "rank-0"] if mapped else [])
     parts = run(tmp_path / "parts", chosen, resume=True)
     for summary in (whole, parts):
         for phase in summary["phases"]:

@@ -36,6 +36,8 @@ __all__ = ["FEATURES", "TRAINING", "LeadingRun"]
 
 FEATURES = "features"
 TRAINING = "training"
+BANK = "checkpoints/bank"
+"""Folder of a bank in a file, and of the copies that checkpoints name."""
 
 
 class LeadingRun(PhaseRun):
@@ -114,6 +116,8 @@ class LeadingRun(PhaseRun):
         """
         if not resume:
             self.clean()
+            if self.first:
+                shutil.rmtree(self.folder / BANK, ignore_errors=True)
         phases = []
         graph_part = None
         if self.settings.warm_start or self.language_model is None or self._is_cascaded:
@@ -229,6 +233,7 @@ class LeadingRun(PhaseRun):
         if self.first:
             # they are of no use to weights of another time
             shutil.rmtree(self.folder / "checkpoints/inference")
+            shutil.rmtree(self.folder / BANK, ignore_errors=True)
         details["predict_seconds"] = time.perf_counter() - trained
         details["val_in_training"] = task.best.val
         task.best = replace(task.best, val=val, test=test)
@@ -244,8 +249,16 @@ class LeadingRun(PhaseRun):
         identity = tokens.digest
         bank = lazy = None
         if settings.train == "leading":
+            path = None
+            if settings.neighbors.mapped:
+                path = self.folder / BANK / f"rank-{_processes.rank()}"
+                path.unlink(missing_ok=True)
             bank = MemoryBank(
-                self.data.num_nodes, width, dtype=settings.neighbors.bank, identity=identity
+                self.data.num_nodes,
+                width,
+                dtype=settings.neighbors.bank,
+                path=path,
+                identity=identity,
             )
         propagation = settings.propagation
         if settings.train == "leading" and propagation.kind == "implicit" and propagation.sweeps:

@@ -129,6 +129,7 @@ class NeighborSettings:
             written `period` steps ago or more; "never": none but those that nothing ever wrote.
         period: see refresh.
         bank: numbers of the memory bank, "float16", "bfloat16" or "float32".
+        mapped: the bank is a file in the run's folder, and may be larger than memory.
     """
 
     fanout: int = setting(10, low=0)
@@ -136,6 +137,7 @@ class NeighborSettings:
     refresh: str = setting("epoch", choices=("epoch", "rolling", "age", "never"))
     period: int = setting(1, low=1)
     bank: str = setting("float16", choices=("float16", "bfloat16", "float32"))
+    mapped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

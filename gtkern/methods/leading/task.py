@@ -28,6 +28,9 @@ __all__ = ["EndToEndTask", "FeatureTask", "encoded_rows"]
 EVALUATED = 2**32 - 1
 """The epoch whose samples evaluations use: always the same."""
 
+COPY = "copy-"
+"""How the name of a copy of the bank begins; its step follows."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -141,6 +144,7 @@ class EndToEndTask(Task):
             data.val_mask.nonzero().flatten(), settings.training.eval_nodes, settings.seed
         )
         self._step = 0
+        self._copy = ""
         self._evaluated: list[tuple[Tensor, Tensor]] = []
         self._seconds = {"refresh": 0.0, "evaluate": 0.0}
         self._refreshed = 0
@@ -267,7 +271,7 @@ class EndToEndTask(Task):
         super().on_save_checkpoint(checkpoint)
         checkpoint["leading"] = {
             "step": self._step,
-            "bank": None if self.bank is None else self.bank.state_dict(),
+            "bank": None if self.bank is None else self._kept(self.bank),
             "lazy": None if self.lazy is None else self.lazy.state_dict(),
         }
 
@@ -276,10 +280,27 @@ class EndToEndTask(Task):
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["leading"]
         self._step = kept["step"]
-        if self.bank is not None:
+        self._copy = f"{COPY}{self._step}"
+        if self.bank is not None and self.bank.path is not None:
+            self.bank.load(self.bank.path.parent / kept["bank"])
+        elif self.bank is not None:
             self.bank.load_state_dict(kept["bank"])
         if self.lazy is not None:
             self.lazy.load_state_dict(kept["lazy"])
+
+    def _kept(self, bank: MemoryBank) -> Any:
+        """The bank for a checkpoint; of one in a file the name of a copy beside it."""
+        if bank.path is None:
+            return bank.state_dict()
+        copy = f"{COPY}{self._step}"
+        if _processes.rank() == 0:
+            # the one before goes with the checkpoint that this one takes the place of
+            for old in bank.path.parent.glob(f"{COPY}*"):
+                if old.name not in (copy, self._copy):
+                    old.unlink()
+            bank.save(bank.path.parent / copy)
+        self._copy = copy
+        return copy
 
     def _batch(self, nodes: Tensor, epoch: int) -> Batch:
         if self.settings.train == "language-model":
