@@ -87,7 +87,7 @@ def step(
     for nodes, rows in network.language_model.encode(tokens, torch.arange(data.num_nodes)):
         bank.write(nodes, rows, step=0)
     network.train()
-    batch = task._batch(data.train_mask.nonzero().flatten(), 0)
+    batch = task.make(data.train_mask.nonzero().flatten(), 0)
     return task, gradients(network, task.training_step(batch, 0))
 
 
@@ -223,7 +223,7 @@ def test_refresh(data: TextGraph, model: Any, refresh: str, period: int, refresh
         assert epoch or task._refreshed == 30
         task._refreshed = task._refreshed if epoch else 0
         for nodes in task.train_dataloader().split():
-            task.training_step(task._batch(nodes, epoch), 0)
+            task.training_step(task.make(nodes, epoch), 0)
     assert task._refreshed == refreshed
 
 

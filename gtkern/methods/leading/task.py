@@ -167,11 +167,11 @@ class EndToEndTask(Task):
 
     def batch(self, nodes: Tensor) -> Batch:
         """A batch around training nodes."""
-        return self._batch(nodes, self.current_epoch)
+        return self.make(nodes, self.current_epoch)
 
     def eval_batch(self, nodes: Tensor) -> Batch:
         """The batch around the evaluated nodes."""
-        return self._batch(nodes, EVALUATED)
+        return self.make(nodes, EVALUATED)
 
     def train_dataloader(self) -> NodeBatches:
         """Training nodes."""
@@ -302,7 +302,8 @@ class EndToEndTask(Task):
         self._copy = copy
         return copy
 
-    def _batch(self, nodes: Tensor, epoch: int) -> Batch:
+    def make(self, nodes: Tensor, epoch: int) -> Batch:
+        """The batch around labelled nodes, with the neighbours of an epoch."""
         if self.settings.train == "language-model":
             none = torch.zeros(2, 0, dtype=torch.int64)
             block = Block(nodes, nodes.numel(), nodes.numel(), none, torch.zeros(0))
