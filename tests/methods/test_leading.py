@@ -251,6 +251,18 @@ def test_graph_part_without_warm_start_reads_features_as_they_are() -> None:
     assert bool((scaled[:, 2] == 0).all())
 
 
+def test_a_feature_that_hardly_changes_is_not_blown_up() -> None:
+    """Its gradient would be the only one that clipping leaves."""
+    part = GraphPart(3, 2, settings().propagation)
+    x = torch.randn(50, 3)
+    x[:, 1] = 0
+    x[0, 1] = 1e-30
+    part.standardize(x)
+    assert float(part.deviation.min()) > 1e-3
+    part.standardize(torch.ones(5, 3))
+    assert bool((part.deviation == 1).all())
+
+
 @pytest.mark.parametrize("kind", ["implicit", "gcn", "gat", "none"])
 def test_features_are_learned(kind: str) -> None:
     """Classes that only neighbours tell, but for "none", which must not know them."""

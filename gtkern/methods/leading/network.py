@@ -17,6 +17,8 @@ from gtkern.methods.leading.settings import PropagationSettings
 __all__ = ["GraphPart", "Start", "TextGraphNetwork"]
 
 GAT_HEADS = 4
+LEAST_DEVIATION = 0.01
+"""Of a feature, as a share of the root mean square of all."""
 
 
 class Start(NamedTuple):
@@ -76,12 +78,12 @@ class GraphPart(nn.Module):
     def standardize(self, x: Tensor) -> None:
         """Take mean and deviation of the features of all nodes, [N, features], which stay.
 
-        Vectors of language models have much in common, and what tells them apart is small.
+        Vectors of language models have much in common, and what tells them apart is small. Some
+        have features that hardly ever change (MiniLM: by 1e-33), which must not be blown up.
         """
-        deviation, mean = torch.std_mean(x, dim=0, correction=0)
-        # a feature that never changes
-        self.deviation = torch.where(deviation > 0, deviation, 1.0)
-        self.mean = mean
+        deviation, self.mean = torch.std_mean(x, dim=0, correction=0)
+        least = LEAST_DEVIATION * float(deviation.square().mean().sqrt())
+        self.deviation = deviation.clamp(min=least) if least > 0 else torch.ones_like(deviation)
 
     def forward(self, x: Tensor, block: Block, start: Start | None = None) -> Tensor:
         """Logits of every node of a block.
@@ -162,12 +164,12 @@ class TextGraphNetwork(nn.Module):
     def standardize(self, x: Tensor) -> None:
         """Take mean and deviation of the features of all nodes, [N, features], which stay.
 
-        Vectors of language models have much in common, and what tells them apart is small.
+        Vectors of language models have much in common, and what tells them apart is small. Some
+        have features that hardly ever change (MiniLM: by 1e-33), which must not be blown up.
         """
-        deviation, mean = torch.std_mean(x, dim=0, correction=0)
-        # a feature that never changes
-        self.deviation = torch.where(deviation > 0, deviation, 1.0)
-        self.mean = mean
+        deviation, self.mean = torch.std_mean(x, dim=0, correction=0)
+        least = LEAST_DEVIATION * float(deviation.square().mean().sqrt())
+        self.deviation = deviation.clamp(min=least) if least > 0 else torch.ones_like(deviation)
 
     def forward(self, x: Tensor, block: Block, start: Start | None = None) -> Tensor:
         """See GraphPart."""
