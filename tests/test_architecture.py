@@ -19,7 +19,7 @@ LAYERS = (
     {"_backends", "block_sparse", "graph", "ragged"},
     {"ops", "testing", "transforms"},
     {"nn", "data", "peers"},
-    {"models"},
+    {"dropin", "models"},
     {"training"},
     {"methods"},
     {"doctor"},

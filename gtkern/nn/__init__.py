@@ -1,4 +1,12 @@
-"""Layers: parameters and shapes; every forward is a few op calls."""
+"""Layers: parameters and shapes; every forward is a few op calls.
+
+Twins of other libraries' layers have those layers' names; PyG's are loaded with the first of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from gtkern.nn.attention import (
     EdgeTypeTerms,
@@ -8,6 +16,7 @@ from gtkern.nn.attention import (
 )
 from gtkern.nn.block import TransformerBlock, make_norm
 from gtkern.nn.block_sparse import BlockSparseLinear
+from gtkern.nn.dropin.twin import with_graph
 from gtkern.nn.dropout import dropout, dropout_add, relu_dropout
 from gtkern.nn.features import FeatureEncoder
 from gtkern.nn.norm import BatchNorm, GraphNorm, synchronize_norms
@@ -19,12 +28,19 @@ from gtkern.nn.ragged_attention import RaggedMultiheadAttention
 from gtkern.nn.token_dropping import TokenDroppingAttention
 from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
 
+if TYPE_CHECKING:
+    from gtkern.nn.dropin.appnp import APPNP
+    from gtkern.nn.dropin.gat_conv import GATConv
+    from gtkern.nn.dropin.transformer_conv import TransformerConv
+
 __all__ = [
+    "APPNP",
     "BatchNorm",
     "BlockSparseLinear",
     "EdgeTypeTerms",
     "ExphormerAttention",
     "FeatureEncoder",
+    "GATConv",
     "GraphNorm",
     "NarrowAttention",
     "Prompt",
@@ -33,6 +49,7 @@ __all__ = [
     "SampledAttention",
     "TokenDroppingAttention",
     "TransformerBlock",
+    "TransformerConv",
     "TransformerLayer",
     "WithTokens",
     "distinct_rows",
@@ -44,5 +61,14 @@ __all__ = [
     "pool",
     "relu_dropout",
     "synchronize_norms",
+    "with_graph",
     "with_tokens",
 ]
+
+_LAZY = {"APPNP": "appnp", "GATConv": "gat_conv", "TransformerConv": "transformer_conv"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gtkern.nn.dropin.{_LAZY[name]}"), name)

@@ -1,0 +1,153 @@
+"""accelerate: one call replaces the layers of a model by twins that compute the same, faster."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from torch import nn
+
+from gtkern.nn.dropin.twin import Twin, original
+
+__all__ = ["Change", "Report", "accelerate", "restore"]
+
+_TWINS = {
+    "torch_geometric.nn.conv.transformer_conv.TransformerConv": "transformer_conv",
+    "torch_geometric.nn.conv.gat_conv.GATConv": "gat_conv",
+    "torch_geometric.nn.conv.appnp.APPNP": "appnp",
+}
+"""Layers by their full names, so that none of their libraries need be loaded; and the modules of
+gtkern.nn.dropin that hold classes of the same name."""
+
+_LEFT = {
+    "torch_geometric.nn.conv.gatv2_conv.GATv2Conv": (
+        "its scores are sums of LeakyReLU over channels, of which no op makes products"
+    ),
+}
+"""Layers that look as if they had a twin, and why they have none."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a layer.
+
+    Attributes:
+        name: in the model, as in named_modules(); "" is the model itself.
+        layer: its class.
+        note: replaced: what it gains, and which calls keep the old way; left alone: why.
+    """
+
+    name: str
+    layer: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.name or '(the model)'}: {self.layer}" + (self.note and f": {self.note}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` did.
+
+    Attributes:
+        replaced: layers that are twins now.
+        left: layers that might have been, and why they are not.
+    """
+
+    replaced: tuple[Change, ...]
+    left: tuple[Change, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for title, changes in (("replaced", self.replaced), ("left alone", self.left)):
+            lines.append(f"{title}: {len(changes)}")
+            lines += [f"  {change}" for change in changes]
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module) -> Report:
+    """Replace the layers of a model that have a faster twin, in place.
+
+    A twin keeps parameters, buffers, hooks, names and state dict, and gives the same results; a
+    call that it cannot compute, or not faster, goes to the layer's own forward. Nothing outside the
+    model is changed. Layers of a class derived from a known one are left alone: they may compute
+    something else.
+
+    Args:
+        model: any module; a layer itself too.
+
+    Returns:
+        What was replaced, and what was not and why. `print` shows it.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    # its import loads torch's compiler
+    from gtkern.nn.dropin.graphs import GraphCache
+
+    graphs = GraphCache()
+    replaced, left = [], []
+    owned: set[int] = set()
+    for name, layer in list(model.named_modules()):
+        if id(layer) in owned:
+            continue
+        kind = type(layer)
+        if isinstance(layer, Twin):
+            twin: type[Twin] = type(layer)
+            left.append(Change(name, kind.__name__, "a twin already"))
+        elif _full_name(kind) in _TWINS:
+            twin = _load(_full_name(kind))
+            reason = twin.refusal(layer)
+            if reason:
+                left.append(Change(name, kind.__name__, reason))
+                continue
+            slow = twin.hand_over(layer)
+            note = twin.gain + (f"; the old way in {slow}" if slow else "")
+            twin.take(layer, graphs)
+            replaced.append(Change(name, kind.__name__, note))
+        else:
+            reason = _reason(kind)
+            if reason:
+                left.append(Change(name, kind.__name__, reason))
+            continue
+        owned |= {id(part) for at in twin.owns for part in layer.get_submodule(at).modules()}
+    return Report(tuple(replaced), tuple(left))
+
+
+def restore(model: nn.Module) -> int:
+    """Make the twins of a model the layers that they were, in place; returns how many.
+
+    A twin that was made by its own constructor becomes the layer whose twin it is.
+
+    Raises:
+        TypeError: model is no torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    twins = [layer for layer in model.modules() if isinstance(layer, Twin)]
+    for twin in twins:
+        twin.release()
+    return len(twins)
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _load(name: str) -> type[Twin]:
+    module = importlib.import_module(f"gtkern.nn.dropin.{_TWINS[name]}")
+    twin: type[Twin] = getattr(module, name.rpartition(".")[2])
+    assert _full_name(original(twin)) == name
+    return twin
+
+
+def _reason(kind: type) -> str | None:
+    """Why a layer that is no known one, but near one, is left alone."""
+    if _full_name(kind) in _LEFT:
+        return _LEFT[_full_name(kind)]
+    for base in kind.__mro__[1:]:
+        if _full_name(base) in _TWINS:
+            return f"derived from {base.__name__}, and may compute something else"
+    return None

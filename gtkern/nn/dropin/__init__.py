@@ -1,0 +1,1 @@
+"""Twins of layers that users have: the same signature, parameters and numbers, over the ops."""
