@@ -240,6 +240,23 @@ def test_evaluation_writes_nothing_to_the_bank(data: TextGraph, model: Any) -> N
     assert network.training
 
 
+def test_evaluation_reads_what_the_bank_has_and_encodes_the_evaluated(
+    data: TextGraph, model: Any
+) -> None:
+    chosen = settings()
+    network, blocks = made(model, data, chosen)
+    task, _ = step(network, model[1], data, blocks, chosen)
+    marked = torch.full((30, 16), 0.25)
+    task.bank.write(torch.arange(30), marked, step=5)
+    network.eval()
+    with torch.no_grad():
+        task.validation_step(task.eval_batch(task._eval_nodes), 0)
+        for nodes, rows in network.language_model.encode(model[1], task._eval_nodes):
+            marked[nodes] = rows
+        expected = network(marked, blocks.whole())[task._eval_nodes]
+    torch.testing.assert_close(task._evaluated[0][0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_graph_part_without_warm_start_reads_features_as_they_are() -> None:
     part = GraphPart(4, 2, settings().propagation)
     assert bool((part.mean == 0).all()) and bool((part.deviation == 1).all())

@@ -103,10 +103,18 @@ class Blocks:
         """The block around some nodes, int64 [b]; neighbours are drawn anew for every epoch."""
         nodes = self._with_neighbors(labelled, epoch)
         targets = labelled.numel() + min(self.unlabelled, nodes.numel() - labelled.numel())
+        return self._among(nodes, targets, labelled.numel())
+
+    def around(self, labelled: Tensor, others: Tensor) -> Block:
+        """The block of some nodes, int64 [b], and all of some others that are not among them."""
+        apart = others[~torch.isin(others, labelled)]
+        return self._among(torch.cat((labelled, apart)), labelled.numel(), labelled.numel())
+
+    def _among(self, nodes: Tensor, targets: int, labelled: int) -> Block:
         edges, weight = subgraph(
             nodes, self.looped, self.weight, relabel_nodes=True, num_nodes=self.num_nodes
         )
-        return Block(nodes, targets, labelled.numel(), edges, weight)
+        return Block(nodes, targets, labelled, edges, weight)
 
     def _with_neighbors(self, nodes: Tensor, epoch: int) -> Tensor:
         if self.fanout:

@@ -170,8 +170,11 @@ class EndToEndTask(Task):
         return self.make(nodes, self.current_epoch)
 
     def eval_batch(self, nodes: Tensor) -> Batch:
-        """The batch around the evaluated nodes."""
-        return self.make(nodes, EVALUATED)
+        """The batch around the evaluated nodes: all that the bank has, or sampled neighbours."""
+        if self.bank is None:
+            return self.make(nodes, EVALUATED)
+        kept = torch.arange(self.tokens.num_nodes)
+        return self._batch(nodes, self.blocks.around(nodes, kept[self.bank.visited(kept)]))
 
     def train_dataloader(self) -> NodeBatches:
         """Training nodes."""
@@ -218,10 +221,14 @@ class EndToEndTask(Task):
         return loss
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Encode the nodes and their neighbours; the bank is neither read nor written."""
+        """Encode the nodes; read the others from the bank, or encode them where there is none."""
         began = time.perf_counter()
         block: Block = batch.inputs
-        x = self._rows(block.nodes)
+        if self.bank is None:
+            x = self._rows(block.nodes)
+        else:
+            others = self.bank.read(block.neighbors).to(block.nodes.device)
+            x = torch.cat((self._rows(block.targets), others))
         logits = self.network(x, block)[: block.num_labelled]
         self._evaluated.append((logits, self.y[batch.targets]))
         self._seconds["evaluate"] += time.perf_counter() - began
@@ -309,6 +316,9 @@ class EndToEndTask(Task):
             block = Block(nodes, nodes.numel(), nodes.numel(), none, torch.zeros(0))
         else:
             block = self.blocks.block(nodes, epoch)
+        return self._batch(nodes, block)
+
+    def _batch(self, nodes: Tensor, block: Block) -> Batch:
         device = self.y.device
         return Batch(nodes.to(device), nodes.numel(), block.to(device))
 
