@@ -15,6 +15,9 @@ _TWINS = {
     "torch_geometric.nn.conv.transformer_conv.TransformerConv": "transformer_conv",
     "torch_geometric.nn.conv.gat_conv.GATConv": "gat_conv",
     "torch_geometric.nn.conv.appnp.APPNP": "appnp",
+    "torch_geometric.nn.conv.gps_conv.GPSConv": "gps_conv",
+    "torch.nn.modules.activation.MultiheadAttention": "multihead_attention",
+    "torch.nn.modules.transformer.TransformerEncoderLayer": "encoder_layer",
 }
 """Layers by their full names, so that none of their libraries need be loaded; and the modules of
 gtkern.nn.dropin that hold classes of the same name."""
@@ -65,7 +68,7 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: nn.Module, *, ignore_padding: bool = False) -> Report:
     """Replace the layers of a model that have a faster twin, in place.
 
     A twin keeps parameters, buffers, hooks, names and state dict, and gives the same results; a
@@ -75,6 +78,9 @@ def accelerate(model: nn.Module) -> Report:
 
     Args:
         model: any module; a layer itself too.
+        ignore_padding: also replace torch.nn.MultiheadAttention and TransformerEncoderLayer by
+            twins that leave out what key_padding_mask marks. Its rows then come out as 0, so
+            nothing may read them: no mean over all rows, say.
 
     Returns:
         What was replaced, and what was not and why. `print` shows it.
@@ -100,8 +106,15 @@ def accelerate(model: nn.Module) -> Report:
         elif _full_name(kind) in _TWINS:
             twin = _load(_full_name(kind))
             reason = twin.refusal(layer)
+            if twin.drops_padding and not (reason or ignore_padding):
+                reason = (
+                    "its twin gives 0 in rows of padding; where nothing reads them, accelerate "
+                    "with ignore_padding=True"
+                )
             if reason:
                 left.append(Change(name, kind.__name__, reason))
+                if twin.drops_padding:
+                    owned |= _parts(layer, twin)
                 continue
             slow = twin.hand_over(layer)
             note = twin.gain + (f"; the old way in {slow}" if slow else "")
@@ -112,7 +125,7 @@ def accelerate(model: nn.Module) -> Report:
             if reason:
                 left.append(Change(name, kind.__name__, reason))
             continue
-        owned |= {id(part) for at in twin.owns for part in layer.get_submodule(at).modules()}
+        owned |= _parts(layer, twin)
     return Report(tuple(replaced), tuple(left))
 
 
@@ -130,6 +143,11 @@ def restore(model: nn.Module) -> int:
     for twin in twins:
         twin.release()
     return len(twins)
+
+
+def _parts(layer: nn.Module, twin: type[Twin]) -> set[int]:
+    """What of a layer is not looked at by itself."""
+    return {id(part) for at in twin.owns for part in layer.get_submodule(at).modules()}
 
 
 def _full_name(kind: type) -> str:

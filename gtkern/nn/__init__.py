@@ -16,6 +16,8 @@ from gtkern.nn.attention import (
 )
 from gtkern.nn.block import TransformerBlock, make_norm
 from gtkern.nn.block_sparse import BlockSparseLinear
+from gtkern.nn.dropin.encoder_layer import TransformerEncoderLayer
+from gtkern.nn.dropin.multihead_attention import MultiheadAttention
 from gtkern.nn.dropin.twin import with_graph
 from gtkern.nn.dropout import dropout, dropout_add, relu_dropout
 from gtkern.nn.features import FeatureEncoder
@@ -31,6 +33,7 @@ from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
 if TYPE_CHECKING:
     from gtkern.nn.dropin.appnp import APPNP
     from gtkern.nn.dropin.gat_conv import GATConv
+    from gtkern.nn.dropin.gps_conv import GPSConv
     from gtkern.nn.dropin.transformer_conv import TransformerConv
 
 __all__ = [
@@ -41,7 +44,9 @@ __all__ = [
     "ExphormerAttention",
     "FeatureEncoder",
     "GATConv",
+    "GPSConv",
     "GraphNorm",
+    "MultiheadAttention",
     "NarrowAttention",
     "Prompt",
     "Propagation",
@@ -50,6 +55,7 @@ __all__ = [
     "TokenDroppingAttention",
     "TransformerBlock",
     "TransformerConv",
+    "TransformerEncoderLayer",
     "TransformerLayer",
     "WithTokens",
     "distinct_rows",
@@ -65,7 +71,12 @@ __all__ = [
     "with_tokens",
 ]
 
-_LAZY = {"APPNP": "appnp", "GATConv": "gat_conv", "TransformerConv": "transformer_conv"}
+_LAZY = {
+    "APPNP": "appnp",
+    "GATConv": "gat_conv",
+    "GPSConv": "gps_conv",
+    "TransformerConv": "transformer_conv",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ class Twin(nn.Module):
         gain: what was measured, in words.
         owns: names of parts that the twin computes itself.
         takes_graph: whether it reads an edge_index.
+        drops_padding: whether rows of padding come out otherwise than from the layer.
     """
 
     if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Twin(nn.Module):
     gain: ClassVar[str] = ""
     owns: ClassVar[tuple[str, ...]] = ()
     takes_graph: ClassVar[bool] = False
+    drops_padding: ClassVar[bool] = False
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
