@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ ARXIV = GraphSpec(169_000, 169_000, 2_400_000, law="powerlaw", skew=2.5)
 
 ALPHA = 0.1
 SWEEPS = {"steps": 10, "method": "power"}
+FEW_SWEEPS = {"steps": 2, "method": "power"}
+"""As LEADING makes; what a solve costs beside its sweeps shows."""
 SOLVE = {"tol": 1e-6, "method": "chebyshev"}
 TILE_CHANNELS = 32
 
@@ -38,8 +41,8 @@ CASES = (
          quick=0.02),
     Case("sweeps-128", ARXIV, {"C": 128}, options=SWEEPS, passes=("fwd",), goals={"fwd": 2.0},
          quick=0.02),
-    Case("sweeps-768", ARXIV, {"C": 768}, options=SWEEPS, passes=("fwd",), goals={"fwd": 2.0},
-         quick=0.01),
+    Case("sweeps-768", ARXIV, {"C": 768}, options=FEW_SWEEPS, passes=("fwd",),
+         goals={"fwd": 2.0}, quick=0.01),
     Case("sweeps-128-bf16", ARXIV, {"C": 128}, dtype="bfloat16", options=SWEEPS, passes=("fwd",),
          quick=0.02),
     Case("solve-40", ARXIV, {"C": 40}, options=SOLVE, quick=0.02),
@@ -87,7 +90,9 @@ def _prepare(case: Case, device: torch.device) -> Problem:
     source, destination = torch.cat((edges[:, edges[0] != edges[1]], loops), dim=1)
     scale = graph.gcn_norm().scale.float()
     places, values = torch.stack((destination, source)), scale[source] * scale[destination]
-    matrix = torch.sparse_coo_tensor(places, values, (nodes, nodes)).coalesce().to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        matrix = torch.sparse_coo_tensor(places, values, (nodes, nodes)).coalesce().to_sparse_csr()
     x.requires_grad_()
     z, report = propagate(graph, x, ALPHA, **case.options, return_report=True)
     z.backward(grad)
@@ -215,6 +220,8 @@ def _pyg(problem: Problem, passes: str) -> Call:
     except ImportError as error:
         raise Unsupported("torch_geometric is not installed") from error
     data: _Data = problem.data
+    if "tol" in problem.case.options and data.x.size(1) > 64:
+        raise Unsupported("takes a minute")
     layer = APPNP(problem.case.options.get("steps", 132), ALPHA, add_self_loops=False)
     layer.normalize = False
     return gradient_call(lambda: layer(data.x, data.matrix), [data.x], data.grad, passes)
