@@ -34,10 +34,9 @@ std::tuple<Tensor, std::int64_t, double> solve_op(const Tensor& x, const Optiona
     matrix.damping = static_cast<A>(1 - alpha);
     if (const A* factor = pointer_or_null<A>(scale)) {
       matrix.scale.assign(factor, factor + matrix.rows);
-      for (const A s : matrix.scale) {
-        matrix.sum_factor.push_back(matrix.damping * s * s);
-        matrix.squared_unit.push_back(A(1) / (s * s));
-      }
+      matrix.sum_factor = matrix.squared_unit = matrix.scale;
+      for (A& s : matrix.sum_factor) s = matrix.damping * s * s;
+      for (A& s : matrix.squared_unit) s = A(1) / (s * s);
     }
     outcome = solve(matrix, {alpha, tol, limit, chebyshev}, pointer_or_null<T>(x),
                     pointer_or_null<T>(start), x.size(1), output_or_null<T>(z));

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kTileVectors = 2;
 // rows of one or two lines: far enough ahead that they come from memory in time
-constexpr std::int64_t kAhead = 32;
+constexpr std::int64_t kAhead = 24;
 
 template <class T, class A, int W>
 class Tile {
@@ -87,10 +87,14 @@ class Tile {
         read(row, width, source);
         read(start ? start + i * stride : row, width, begin);
         const A scale = matrix_.scale.empty() ? A(1) : matrix_.scale[i];
+        if (options.tol > 0) {
+          for (int c = 0; c < kWidth; ++c) {
+            const double a = source[c], b = begin[c];
+            sums[c] += a * a;
+            sums[kWidth + c] += b * b;
+          }
+        }
         for (int c = 0; c < kWidth; ++c) {
-          const double a = source[c], b = begin[c];
-          sums[c] += a * a;
-          sums[kWidth + c] += b * b;
           source_[i * kWidth + c] = alpha * scale * source[c];
           now_[i * kWidth + c] = scale * begin[c];
         }
