@@ -90,7 +90,20 @@ def test_the_language_model_learns_and_adapts(tmp_path: pathlib.Path) -> None:
     after = inference.open_language_model(replace(chosen, encoder=encoder), data().texts)
     assert inference.digest(before) != inference.digest(after)
     summary = run(tmp_path / "second", replace(chosen, encoder=encoder))
-    assert [phase["name"] for phase in summary["phases"]] == ["training"]
+    (phase,) = summary["phases"]
+    assert phase["name"] == "training"
+
+    # adapters alone learn, and are in the weights of what is saved
+    encoder = replace(encoder, lora_rank=2, checkpointing=True)
+    adapted = replace(chosen, encoder=encoder)
+    summary = run(tmp_path / "third", adapted)
+    assert summary["phases"][0]["parameters"] < phase["parameters"] / 10
+    merged = replace(
+        encoder, path=str(tmp_path / "third/model/language-model"), lora_rank=0, checkpointing=False
+    )
+    saved = inference.open_language_model(replace(chosen, encoder=merged), data().texts)
+    assert saved.state_dict().keys() == after.state_dict().keys()
+    assert inference.digest(saved) != inference.digest(after)
 
 
 def test_a_run_repeats_itself(tmp_path: pathlib.Path) -> None:
@@ -273,6 +286,7 @@ def test_the_command_trains_on_tables(
         (["--dataset", "cora-text"], "root must name the folder of its files"),
         (["--set", "propagation.alpha=1.0"], "propagation.alpha must be > 0 and < 1"),
         (["--set", "propagation.alpha=0"], "propagation.alpha must be > 0 and < 1"),
+        (["--set", "encoder.lora_rank=4"], "are for a language model in a folder"),
     ],
 )
 def test_mistakes_end_with_one_line(

@@ -47,7 +47,8 @@ def open_language_model(settings: LeadingSettings, texts: Sequence[str]) -> Lang
     encoder = settings.encoder
     if not encoder.path:
         torch.manual_seed(settings.seed)
-        return LanguageModel.small(train_tokenizer(texts), packed=encoder.packed)
+        tokenizer = train_tokenizer(texts)
+        return LanguageModel.small(tokenizer, pooling=encoder.pooling, packed=encoder.packed)
     return LanguageModel.from_path(
         encoder.path,
         lora_rank=encoder.lora_rank,

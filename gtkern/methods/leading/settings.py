@@ -69,7 +69,8 @@ class EncoderSettings:
 
     Attributes:
         path: folder of a Hugging Face encoder; empty: a small one with random weights.
-        max_tokens: of a text; what is behind them is not read.
+        max_tokens: of a text; what is behind them, or behind the most that the model takes, is not
+            read.
         pooling: "mean" of the tokens' vectors, or the "first" token's.
         lora_rank: of the adapters that are trained in place of the weights; 0: the weights.
         checkpointing: compute activations again in backward, which takes time and saves memory.
@@ -87,6 +88,13 @@ class EncoderSettings:
     precision: str = setting("float32", choices=("float32", "bfloat16"))
     packed: bool = True
     encode_tokens: int = setting(0, low=0)
+
+    def __post_init__(self) -> None:
+        if not self.path and (self.lora_rank or self.checkpointing):
+            raise ValueError(
+                "lora_rank and checkpointing are for a language model in a folder (path, or --lm), "
+                f"got {self.lora_rank} and {self.checkpointing} without one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
