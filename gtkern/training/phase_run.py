@@ -87,8 +87,12 @@ class PhaseRun:
 
     def clean(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's."""
-        phases = ("phase*", "features", "training", "pretraining", "tuning", "prune", "finetune")
-        patterns = (*(f"checkpoints/{name}.*" for name in phases), "scores/*.npy", "plots/*.png")
+        trained = ("features", "training", "refit", "pretraining", "tuning", "prune", "finetune")
+        patterns = (
+            *(f"checkpoints/{name}.*" for name in ("phase*", *trained)),
+            "scores/*.npy",
+            "plots/*.png",
+        )
         for pattern in patterns:
             for path in self.folder.path.glob(pattern):
                 path.unlink()

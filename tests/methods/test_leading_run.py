@@ -62,7 +62,7 @@ def test_every_mode_leaves_predictions_and_figures(tmp_path: pathlib.Path, train
     summary = run(tmp_path, settings(train=train))
     together = train in ("leading", "joint", "language-model")
     names = [phase["name"] for phase in summary["phases"]]
-    assert names == (["features", "training"] if together else ["features"])
+    assert names == (["features", "training", "refit"] if together else ["features"])
     table = pandas.read_parquet(tmp_path / "predictions.parquet")
     assert table["node"].tolist() == list(range(30))
     assert table["split"].value_counts().to_dict() == {"train": 10, "val": 10, "test": 10}
@@ -82,7 +82,7 @@ def test_every_mode_leaves_predictions_and_figures(tmp_path: pathlib.Path, train
 
 def test_the_language_model_learns_and_adapts(tmp_path: pathlib.Path) -> None:
     """What is saved is another model than at first, and can be tuned further by its folder."""
-    chosen = settings(warm_start=False)
+    chosen = settings(warm_start=False, refit=False)
     run(tmp_path / "first", chosen)
     folder = tmp_path / "first/model/language-model"
     before = inference.open_language_model(chosen, data().texts)

@@ -255,9 +255,13 @@ def _figures(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": mean([sum(p["seconds"] for p in summary["phases"]) for summary in summaries]),
         "mib": max(summary["peak_bytes"] for summary in summaries) / MIB,
     }
-    last = [summary["phases"][-1] for summary in summaries]
-    if last[0]["name"] == TRAINING:
-        details = [phase["details"] for phase in last]
+    details = [
+        phase["details"]
+        for summary in summaries
+        for phase in summary["phases"]
+        if phase["name"] == TRAINING
+    ]
+    if details:
         row["ms_per_step"] = 1e3 * mean([each["seconds_per_step"] for each in details])
         row["refresh_seconds"] = mean([each["refresh_seconds"] for each in details])
         if "bank" in details[0]:

@@ -126,9 +126,9 @@ def _missing(bank: MemoryBank, nodes: Tensor) -> Tensor:
     return nodes[missing]
 
 
-def read_weights(module: nn.Module, path: pathlib.Path) -> None:
-    """Load the weights that a phase kept."""
-    module.load_state_dict(load_file(path))
+def read_weights(module: nn.Module, path: pathlib.Path, *, strict: bool = True) -> None:
+    """Load the weights that a phase kept; not `strict`: those that it kept, of all."""
+    module.load_state_dict(load_file(path), strict=strict)
 
 
 def write_predictions(path: pathlib.Path, data: TextGraph, logits: Tensor) -> None:

@@ -32,10 +32,13 @@ from gtkern.training.errors import UserError
 from gtkern.training.phase_run import PhaseRun
 from gtkern.training.run import Phase, RunFolder, Summary
 
-__all__ = ["FEATURES", "TRAINING", "LeadingRun"]
+__all__ = ["FEATURES", "REFIT", "TRAINING", "LeadingRun"]
 
 FEATURES = "features"
 TRAINING = "training"
+REFIT = "refit"
+INFERENCE = "checkpoints/inference"
+"""Folder of what the tuned language model says, as far as it said it."""
 BANK = "checkpoints/bank"
 """Folder of a bank in a file, and of the copies that checkpoints name."""
 
@@ -117,14 +120,15 @@ class LeadingRun(PhaseRun):
         if not resume:
             self.clean()
             if self.first:
-                shutil.rmtree(self.folder / BANK, ignore_errors=True)
+                for folder in (INFERENCE, BANK):
+                    shutil.rmtree(self.folder / folder, ignore_errors=True)
         phases = []
         graph_part = None
         if self.settings.warm_start or self.language_model is None or self._is_cascaded:
             phase, graph_part = self._train_features(resume)
             phases.append(phase)
         if self.language_model is not None and not self._is_cascaded:
-            phases.append(self._train_together(graph_part, resume))
+            phases += self._train_together(graph_part, resume)
         if self.first:
             with self.folder.replacing("plots/curves.png") as part:
                 plots.curves(part, self.rows, self.best, self.metric)
@@ -179,68 +183,96 @@ class LeadingRun(PhaseRun):
         encoded = time.perf_counter() - began
         graph_part = self._graph_part(x.size(1))
         graph_part.standardize(x)
-        phase = self.finished(FEATURES, self.folder) if resume else None
+        phase = self._fitted(FEATURES, graph_part, x, resume, {"encode_seconds": encoded})
+        if self.language_model is None or self._is_cascaded:
+            self._write(self._logits(graph_part, x))
+        return phase, graph_part
+
+    def _fitted(
+        self, name: str, graph_part: GraphPart, x: Tensor, resume: bool, details: dict[str, Any]
+    ) -> Phase:
+        """A phase in which the graph part alone learns, on x [N, features]; it ends at its best."""
+        phase = self.finished(name, self.folder) if resume else None
         if phase is None:
             memory.reset_peak(self.device)
             before = memory.resident_bytes(self.device)
+            began = time.perf_counter()
             task = FeatureTask(graph_part, x, self.data, self.blocks.whole(), self.settings)
-            earlier = self.fit(FEATURES, task, resume)
-            details = {"encode_seconds": encoded, "resident_bytes_before": before}
-            phase = self.finish(FEATURES, task, earlier + time.perf_counter() - began, details)
-        inference.read_weights(graph_part, self.folder / f"checkpoints/{FEATURES}.safetensors")
-        if self.language_model is None or self._is_cascaded:
-            with torch.no_grad():
-                whole = self.blocks.whole().to(self.device)
-                logits = graph_part.to(self.device).eval()(x.to(self.device), whole)
-            self._write(logits)
-        return phase, graph_part
+            earlier = self.fit(name, task, resume)
+            details = {**details, "resident_bytes_before": before}
+            phase = self.finish(name, task, earlier + time.perf_counter() - began, details)
+        inference.read_weights(graph_part, self.folder / f"checkpoints/{name}.safetensors")
+        return phase
 
-    def _train_together(self, graph_part: GraphPart | None, resume: bool) -> Phase:
-        """Language model and graph part."""
+    def _train_together(self, graph_part: GraphPart | None, resume: bool) -> list[Phase]:
+        """Language model and graph part; then the graph part on what it became."""
         model, settings = self.language_model, self.settings
         assert model is not None
-        phase = self.finished(TRAINING, self.folder) if resume else None
-        if phase is not None:
-            return phase
-        memory.reset_peak(self.device)
-        before = memory.resident_bytes(self.device)
-        began = time.perf_counter()
         tokens = self._tokens(model)
         torch.manual_seed(settings.seed)
         network = TextGraphNetwork(model, graph_part or self._graph_part(model.width))
-        bank, lazy = self._memories(tokens, model.width)
-        if bank is not None and graph_part is not None:
-            self._fill(bank, lazy, graph_part)
+        phase = self.finished(TRAINING, self.folder) if resume else None
+        x = None
+        if phase is None:
+            phase, x = self._tune(network, tokens, resume, warm=graph_part is not None)
+        phases = [phase]
+        if settings.refit:
+            if x is None:
+                path = self.folder / f"checkpoints/{TRAINING}.safetensors"
+                inference.read_weights(network, path, strict=False)
+                x = self._said(network, tokens)
+            phases.append(self._fitted(REFIT, network.graph_part, x, resume, {}))
+            self._write(self._logits(network.graph_part, x))
+        if self.first:
+            inference.save(network, self.folder / "model", settings, self.data, phases[-1])
+            # they are of no use to weights of another time
+            for folder in (INFERENCE, BANK):
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
+        return phases
+
+    def _tune(
+        self, network: TextGraphNetwork, tokens: TokenizedTexts, resume: bool, *, warm: bool
+    ) -> tuple[Phase, Tensor]:
+        """Train everything together; also gives what the best weights say of all nodes."""
+        settings = self.settings
+        memory.reset_peak(self.device)
+        before = memory.resident_bytes(self.device)
+        began = time.perf_counter()
+        bank, lazy = self._memories(tokens, network.language_model.width)
+        if bank is not None and warm:
+            self._fill(bank, lazy, network.graph_part)
         task = EndToEndTask(network, tokens, self.data, self.blocks, settings, bank=bank, lazy=lazy)
         earlier = self.fit(TRAINING, task, resume, accumulate=settings.training.accumulate)
         assert task.best is not None
         trained = time.perf_counter()
         details: dict[str, Any] = {"resident_bytes_before": before, **task.figures()}
         network.load_state_dict(task.best.weights, strict=False)
-        network.to(self.device)
-        with self.progress("predicting") as progress:
-            x = inference.encode_all(
-                network.language_model,
-                tokens,
-                settings,
-                self.folder / "checkpoints/inference",
-                progress=progress,
-            )
-        with torch.no_grad():
-            whole = self.blocks.whole().to(self.device)
-            logits = network.eval()(x.to(self.device), whole)
-        val, test = self._write(logits)
-        if self.first:
-            # they are of no use to weights of another time
-            shutil.rmtree(self.folder / "checkpoints/inference")
-            shutil.rmtree(self.folder / BANK, ignore_errors=True)
+        x = self._said(network, tokens)
+        val, test = self._write(self._logits(network.graph_part, x))
         details["predict_seconds"] = time.perf_counter() - trained
         details["val_in_training"] = task.best.val
         task.best = replace(task.best, val=val, test=test)
         phase = self.finish(TRAINING, task, earlier + time.perf_counter() - began, details)
-        if self.first:
-            inference.save(network, self.folder / "model", settings, self.data, phase)
-        return phase
+        return phase, x
+
+    def _said(self, network: TextGraphNetwork, tokens: TokenizedTexts) -> Tensor:
+        """What the tuned language model says of all nodes: float32 [N, width]."""
+        with self.progress("predicting") as progress:
+            return inference.encode_all(
+                network.language_model.to(self.device),
+                tokens,
+                self.settings,
+                self.folder / INFERENCE,
+                progress=progress,
+            )
+
+    def _logits(self, graph_part: GraphPart, x: Tensor) -> Tensor:
+        """Of all nodes [N, classes], by the whole graph, to the tolerance."""
+        with torch.no_grad():
+            whole = self.blocks.whole().to(self.device)
+            logits: Tensor = graph_part.to(self.device).eval()(x.to(self.device), whole)
+        graph_part.train()
+        return logits
 
     def _memories(
         self, tokens: TokenizedTexts, width: int

@@ -188,6 +188,8 @@ class LeadingSettings:
             "Fine-tuning can distort pretrained features and underperform out-of-distribution").
         warm_start: False: the others do not begin with it.
         training: of everything together.
+        refit: whether they end with it too, on what the tuned language model says of every node:
+            in training neighbours' rows were of earlier steps.
     """
 
     dataset: str = setting()
@@ -202,6 +204,7 @@ class LeadingSettings:
     features: FeatureTraining
     warm_start: bool = True
     training: EndToEnd
+    refit: bool = True
 
     def __post_init__(self) -> None:
         if (self.dataset == "files") != bool(self.files.nodes and self.files.edges):
