@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch_geometric.nn.conv import transformer_conv
 
 from gtkern import ops
@@ -52,8 +53,8 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
         if not self._takes(source, target, edge_index, edge_attr, wants_weights):
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
         shape = (-1, self.heads, self.out_channels)
-        query = self.lin_query(target).view(shape)
-        key, value = self.lin_key(source).view(shape), self.lin_value(source).view(shape)
+        projected = self._project(source, target)
+        query, key, value = (part.reshape(shape) for part in projected[:3])
         graph = self.graphs.graph(edge_index, (source.size(0), target.size(0)))
         attend: dict[str, Any] = {"dropout": self.dropout if self.training else 0.0}
         weight = None
@@ -69,7 +70,7 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
         if weight is not None:
             out = out + torch.einsum("nhd,hcd->nhc", further[0], weight.to(out.dtype))
         # on a CPU autocast leaves the sum over channels, and so the softmax, as narrow as the keys
-        out = self._finish(out if source.is_cpu else widened(out, source), target)
+        out = self._finish(out if source.is_cpu else widened(out, source), projected[3])
         return (out, (edge_index, further[-1])) if wants_weights else out
 
     def _takes(
@@ -85,12 +86,27 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
             return False
         return not (wants_weights and edges.layout != torch.strided)
 
-    def _finish(self, out: Tensor, target: Tensor) -> Any:
+    def _project(self, source: Tensor, target: Tensor) -> tuple[Any, ...]:
+        """Queries, keys, values and the root's part, or None; in one product where it can be."""
+        layers = [self.lin_query, self.lin_key, self.lin_value]
+        if self.root_weight:
+            layers.append(self.lin_skip)
+        if source is not target or not all(plain_linear(layer) for layer in layers):
+            inputs = (target, source, source, target)
+            parts = [layer(x) for layer, x in zip(layers, inputs, strict=False)]
+        else:
+            weight = torch.cat([layer.weight for layer in layers])
+            biased = layers[0].bias is not None
+            bias = torch.cat([layer.bias for layer in layers]) if biased else None
+            sizes = [layer.weight.size(0) for layer in layers]
+            parts = list(functional.linear(source, weight, bias).split(sizes, dim=1))
+        return (*parts, None)[:4]
+
+    def _finish(self, out: Tensor, root: Tensor | None) -> Any:
         """Heads together, and the root's part."""
         out = out.flatten(1) if self.concat else out.mean(dim=1)
-        if not self.root_weight:
+        if root is None:
             return out
-        root = self.lin_skip(target)
         if self.lin_beta is None:
             return out + root
         share = self.lin_beta(torch.cat([out, root, out - root], dim=-1)).sigmoid()
