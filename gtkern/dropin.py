@@ -17,10 +17,11 @@ _TWINS = {
     "torch_geometric.nn.conv.appnp.APPNP": "appnp",
     "torch_geometric.nn.conv.gps_conv.GPSConv": "gps_conv",
     "torch.nn.modules.activation.MultiheadAttention": "multihead_attention",
+    "torch.nn.modules.linear.Linear": "pruned_linear",
     "torch.nn.modules.transformer.TransformerEncoderLayer": "encoder_layer",
 }
 """Layers by their full names, so that none of their libraries need be loaded; and the modules of
-gtkern.nn.dropin that hold classes of the same name."""
+gtkern.nn.dropin, each of which holds one twin."""
 
 _LEFT = {
     "torch_geometric.nn.conv.gatv2_conv.GATv2Conv": (
@@ -105,6 +106,8 @@ def accelerate(model: nn.Module, *, ignore_padding: bool = False) -> Report:
             left.append(Change(name, kind.__name__, "a twin already"))
         elif _full_name(kind) in _TWINS:
             twin = _load(_full_name(kind))
+            if not twin.concerns(layer):
+                continue
             reason = twin.refusal(layer)
             if twin.drops_padding and not (reason or ignore_padding):
                 reason = (
@@ -156,7 +159,8 @@ def _full_name(kind: type) -> str:
 
 def _load(name: str) -> type[Twin]:
     module = importlib.import_module(f"gtkern.nn.dropin.{_TWINS[name]}")
-    twin: type[Twin] = getattr(module, name.rpartition(".")[2])
+    (public,) = module.__all__
+    twin: type[Twin] = getattr(module, public)
     assert _full_name(original(twin)) == name
     return twin
 
@@ -166,6 +170,6 @@ def _reason(kind: type) -> str | None:
     if _full_name(kind) in _LEFT:
         return _LEFT[_full_name(kind)]
     for base in kind.__mro__[1:]:
-        if _full_name(base) in _TWINS:
+        if _full_name(base) in _TWINS and _load(_full_name(base)).listed:
             return f"derived from {base.__name__}, and may compute something else"
     return None

@@ -18,6 +18,7 @@ from gtkern.nn.block import TransformerBlock, make_norm
 from gtkern.nn.block_sparse import BlockSparseLinear
 from gtkern.nn.dropin.encoder_layer import TransformerEncoderLayer
 from gtkern.nn.dropin.multihead_attention import MultiheadAttention
+from gtkern.nn.dropin.pruned_linear import PrunedLinear
 from gtkern.nn.dropin.twin import with_graph
 from gtkern.nn.dropout import dropout, dropout_add, relu_dropout
 from gtkern.nn.features import FeatureEncoder
@@ -50,6 +51,7 @@ __all__ = [
     "NarrowAttention",
     "Prompt",
     "Propagation",
+    "PrunedLinear",
     "RaggedMultiheadAttention",
     "SampledAttention",
     "TokenDroppingAttention",

@@ -27,6 +27,7 @@ class Twin(nn.Module):
         gain: what was measured, in words.
         owns: names of parts that the twin computes itself.
         takes_graph: whether it reads an edge_index.
+        listed: whether reports name layers of derived classes.
         drops_padding: whether rows of padding come out otherwise than from the layer.
     """
 
@@ -39,6 +40,12 @@ class Twin(nn.Module):
     owns: ClassVar[tuple[str, ...]] = ()
     takes_graph: ClassVar[bool] = False
     drops_padding: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
+
+    @classmethod
+    def concerns(cls, layer: nn.Module) -> bool:
+        """Whether a layer of the class is one of those that the twin is for."""
+        return True
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
