@@ -227,8 +227,8 @@ def _grid(budget: float) -> None:
     for title in ("layer", "nodes", "edges", "heads x width", "same edges", "new edges"):
         view.add_column(title, justify="left" if title == "layer" else "right")
     for kind in (*kinds, "appnp"):
-        for nodes, edges in ((4, 6), (30, 60), (300, 1200), (3000, 6000), (3000, 60000)):
-            for heads, width in ((1, 4), (4, 16), (8, 64)):
+        for nodes, edges in ((4, 6), (30, 60), (300, 1200), (3000, 12000)):
+            for heads, width in ((1, 4), (8, 32)):
                 row = _cell(kinds.get(kind), nodes, edges, heads, width, budget)
                 view.add_row(kind, f"{nodes}", f"{edges}", f"{heads} x {width}", *row)
     Console(width=None if sys.stdout.isatty() else 120).print(view)

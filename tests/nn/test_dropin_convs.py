@@ -15,10 +15,17 @@ from torch_geometric.utils import to_undirected
 
 import gtkern
 from gtkern import Graph
+from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import LAWS, random_edges
 from tests.nn.twins import assert_same, results, twin_of
 
 WIDTH, EDGE_WIDTH = 5, 3
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small calls are computed too."""
+    monkeypatch.setattr(MessagePassingTwin, "fewest", 0)
 
 
 @st.composite
@@ -263,6 +270,23 @@ def test_a_compiled_model_gives_the_same() -> None:
         torch.testing.assert_close(whole(x, EDGES), expected, rtol=1e-5, atol=1e-6)
     parts = torch.compile(layer, backend="eager")
     torch.testing.assert_close(parts(x, EDGES), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["transformer", "gat"])
+def test_small_calls_are_the_layers_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, x = twin_of(LAYERS[name]()), torch.randn(20, WIDTH)
+
+    def computed(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(gtkern.ops, "sparse_attention", computed)
+    monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32) + 1)
+    twin(x, EDGES)
+    monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32))
+    with pytest.raises(AssertionError, match="computed"):
+        twin(x, EDGES)
+    (change,) = gtkern.accelerate(LAYERS[name]()).replaced
+    assert "the old way in calls of fewer than 90 edges" in change.note
 
 
 def test_message_hooks_still_see_messages() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GCNConv, TransformerConv
@@ -16,10 +17,17 @@ from torch_geometric.nn import GATv2Conv, GCNConv, TransformerConv
 import gtkern
 from gtkern import Graph
 from gtkern.nn.dropin.graphs import GraphCache
+from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import random_edges
 from tests.nn.twins import is_twin
 
 EDGES = random_edges("uniform", 12, 40, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small calls are computed too."""
+    monkeypatch.setattr(MessagePassingTwin, "fewest", 0)
 
 
 class Network(nn.Module):
@@ -125,6 +133,24 @@ def test_a_twin_made_by_itself_has_the_layers_parameters() -> None:
     ):
         assert name == other_name
         assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize("name", ["TransformerConv", "GATConv", "APPNP"])
+def test_a_twin_made_by_itself_knows_the_layers_own_way(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MessagePassingTwin, "fewest", 10**9)
+    options = {"K": 2, "alpha": 0.1, "dropout": 0.5} if name == "APPNP" else {"heads": 2}
+    sizes = () if name == "APPNP" else (4, 3)
+    twin = getattr(gtkern.nn, name)(*sizes, **options)
+    layer = getattr(torch_geometric.nn, name)(*sizes, **options)
+    layer.load_state_dict(twin.state_dict())
+    x, outs = torch.randn(12, 4), []
+    for each in (twin, pickle.loads(pickle.dumps(twin)), layer):
+        torch.manual_seed(1)
+        outs.append(each(x, EDGES))
+    assert torch.equal(outs[0], outs[2])
+    assert torch.equal(outs[1], outs[2])
 
 
 def test_edges_are_grouped_once_for_all_layers_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:

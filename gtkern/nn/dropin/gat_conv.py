@@ -29,6 +29,13 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
     gain: ClassVar[str] = "the more, the longer the rows"
 
     @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        settings: Any = layer
+        width = settings.heads * settings.out_channels + 32
+        return f"calls of fewer than {-(-cls.fewest // width):,} edges"
+
+    @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         settings: Any = layer
@@ -90,7 +97,9 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
         if size is not None or self.observed() or edges.is_floating_point() or edges.size(1) == 0:
             return False
         # PyG returns weights behind their dropout, the op before it
-        return not (wants_weights and self.training and self.dropout > 0)
+        if wants_weights and self.training and self.dropout > 0:
+            return False
+        return not self.small(edges)
 
     def _edges(self, edge_index: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Graph]:
         """The edges with self loops, where they are wanted, and their graph."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,15 @@ WIDEST = 256
 
 
 class MessagePassingTwin(Twin):
-    """A twin that computes messages, their weights and sums in one op."""
+    """A twin that computes messages, their weights and sums in one op.
+
+    Attributes:
+        fewest: the size of the smallest call that attention is computed for, E (H C + 32): below
+            it, PyG's own forward was as fast or faster (`python -m bench.dropin --grid`).
+    """
 
     takes_graph = True
+    fewest: ClassVar[int] = 1_000_000
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -34,6 +40,11 @@ class MessagePassingTwin(Twin):
             return f"decomposed_layers={settings.decomposed_layers}"
         return None
 
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """Write no methods into the class of the twin: PyG would read them off the twin's forward,
+        where there are no messages. The layer's own are inherited.
+        """
+
     def observed(self) -> bool:
         """Whether somebody wants to see messages: an explainer, or hooks on the stages."""
         layer: Any = self
@@ -42,6 +53,13 @@ class MessagePassingTwin(Twin):
             for stage in _STAGES
             for when in ("", "_pre")
         )
+
+    def small(self, edges: Tensor) -> bool:
+        """Whether the layer's own forward is faster; never with a graph given by with_graph."""
+        layer: Any = self
+        count = edges.size(1) if edges.layout == torch.strided else edges._nnz()
+        size = count * (layer.heads * layer.out_channels + 32)
+        return self.graphs.pinned is None and size < self.fewest
 
 
 def plain_edges(edges: Any) -> bool:

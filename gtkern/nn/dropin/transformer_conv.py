@@ -33,6 +33,13 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
     gain: ClassVar[str] = "the more, the longer the rows"
 
     @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        settings: Any = layer
+        width = settings.heads * settings.out_channels + 32
+        return f"calls of fewer than {-(-cls.fewest // width):,} edges"
+
+    @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         settings: Any = layer
@@ -84,7 +91,7 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
             return False
         if edge_attr is not None and (edge_attr.dim() != 2 or not plain_linear(self.lin_edge)):
             return False
-        return not (wants_weights and edges.layout != torch.strided)
+        return not (wants_weights and edges.layout != torch.strided) and not self.small(edges)
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Any, ...]:
         """Queries, keys, values and the root's part, or None; in one product where it can be."""
