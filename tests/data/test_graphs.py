@@ -6,6 +6,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -273,11 +274,20 @@ def test_bad_arguments_are_named(call: object, message: str) -> None:
         call()
 
 
-def test_the_example_of_the_page_runs() -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    found: dict[str, object] = {}
-    exec(example, found)
-    assert found["batch"].num_graphs == 800 % 128  # type: ignore[attr-defined]
+def test_the_examples_of_the_page_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs, texts = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(graphs, found)
+    assert found["batch"].num_graphs == 800 % 128
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{node},title,abstract,{'ab'[node % 2]}" for node in range(20)]
+    pathlib.Path("papers.csv").write_text("\n".join(["id,title,abstract,field", *rows]))
+    pathlib.Path("citations.csv").write_text("from,to\n0,1\n2,1\n")
+    exec(texts, found)
+    assert found["own"].texts[3] == "title. abstract"
+    assert found["own"].edge_index.size(1) == 4
 
 
 def test_the_page_names_every_set() -> None:

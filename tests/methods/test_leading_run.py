@@ -149,6 +149,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     pandas.testing.assert_frame_equal(*tables)
 
 
+def test_a_run_does_not_go_on_with_other_texts(tmp_path: pathlib.Path) -> None:
+    chosen = settings()
+    run(tmp_path, chosen)
+    (tmp_path / "checkpoints/training.json").unlink()
+    other = replace(data(), texts=[f"{text} thin" for text in data().texts])
+    made = LeadingRun(chosen, other, RunFolder(tmp_path), console=Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="cannot resume with other texts or another tokenizer"):
+        made.run(resume=True)
+
+
 def test_encoding_of_all_nodes_goes_on_where_it_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

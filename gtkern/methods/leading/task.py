@@ -20,6 +20,7 @@ from gtkern.methods.leading.settings import LeadingSettings
 from gtkern.methods.leading.tokens import TokenizedTexts
 from gtkern.training import metrics
 from gtkern.training.batches import Batch, NodeBatches
+from gtkern.training.errors import UserError
 from gtkern.training.node import NodeTask
 from gtkern.training.task import Task
 
@@ -148,7 +149,6 @@ class EndToEndTask(Task):
         self._evaluated: list[tuple[Tensor, Tensor]] = []
         self._seconds = {"refresh": 0.0, "evaluate": 0.0}
         self._refreshed = 0
-        self._refreshing: Tensor | None = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The language model learns at a pace of its own."""
@@ -283,9 +283,20 @@ class EndToEndTask(Task):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what `on_save_checkpoint` added."""
+        """Take up what `on_save_checkpoint` added.
+
+        Raises:
+            UserError: it was of other texts.
+        """
         super().on_load_checkpoint(checkpoint)
-        kept = checkpoint["leading"]
+        try:
+            self._take_up(checkpoint["leading"])
+        except ValueError as error:
+            raise UserError(
+                f"cannot resume with other texts or another tokenizer: {error}"
+            ) from error
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
         self._step = kept["step"]
         self._copy = f"{COPY}{self._step}"
         if self.bank is not None and self.bank.path is not None:
