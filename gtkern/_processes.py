@@ -16,6 +16,7 @@ __all__ = [
     "any_of",
     "barrier",
     "count",
+    "from_first",
     "gather_objects",
     "gather_rows",
     "lost",
@@ -45,11 +46,18 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set in any process."""
     if count() == 1:
         return flags
-    on_gpu = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    raised = torch.tensor(flags, dtype=torch.int32, device=device)
+    raised = torch.tensor(flags, dtype=torch.int32, device=_device())
     dist.all_reduce(raised, dist.ReduceOp.MAX)
     return tuple(bool(flag) for flag in raised.tolist())
+
+
+def from_first(x: Tensor) -> Tensor:
+    """What the first process has of a tensor that all have in one shape; on any device."""
+    if count() == 1:
+        return x
+    sent = x.to(_device()).contiguous()
+    dist.broadcast(sent, 0)
+    return sent.to(x.device)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -92,6 +100,12 @@ def rows_at_first(x: Tensor) -> Iterator[Tensor]:
     yield x
     for other in range(1, count()):
         yield _receive(x, other)
+
+
+def _device() -> torch.device:
+    """Where the processes' link takes tensors from."""
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _send(x: Tensor) -> None:

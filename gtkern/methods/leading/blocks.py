@@ -105,6 +105,10 @@ class Blocks:
         targets = labelled.numel() + min(self.unlabelled, nodes.numel() - labelled.numel())
         return self._among(nodes, targets, labelled.numel())
 
+    def neighbors(self, labelled: Tensor, epoch: int) -> Tensor:
+        """The neighbours of the block around some nodes, without the block."""
+        return self._with_neighbors(labelled, epoch)[labelled.numel() + self.unlabelled :]
+
     def around(self, labelled: Tensor, others: Tensor) -> Block:
         """The block of some nodes, int64 [b], and all of some others that are not among them."""
         apart = others[~torch.isin(others, labelled)]

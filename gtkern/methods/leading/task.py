@@ -57,7 +57,9 @@ def encoded_rows(
     )
     for done, values in encoded:
         rows[place[done]] = values.float().cpu()
-    return _processes.gather_rows(rows.to(nodes.device))
+    # a link between GPUs takes nothing else
+    device = next(model.parameters()).device
+    return _processes.gather_rows(rows.to(device)).to(nodes.device)
 
 
 class FeatureTask(NodeTask):
@@ -352,7 +354,7 @@ class EndToEndTask(Task):
         seen = torch.zeros(self.tokens.num_nodes, dtype=torch.bool)
         loader = self.train_dataloader()
         for nodes in loader.split():
-            seen[self.blocks.block(nodes, epoch).neighbors] = True
+            seen[self.blocks.neighbors(nodes, epoch)] = True
         needed = seen.nonzero().flatten()
         renewed = neighbors.refresh == "epoch" and epoch % neighbors.period == 0
         # what a step of the epoch before wrote is new enough
