@@ -189,7 +189,7 @@ def test_encoding_of_all_nodes_goes_on_where_it_stopped(
     torch.testing.assert_close(x, expected)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "labels"])
 def test_experiments_leave_a_table_and_a_plot(tmp_path: pathlib.Path, name: str) -> None:
     chosen = settings()
     chosen = replace(
@@ -205,8 +205,6 @@ def test_experiments_leave_a_table_and_a_plot(tmp_path: pathlib.Path, name: str)
         dataset="rings",
         console=Console(file=io.StringIO()),
     )
-    if name == "labels":
-        return
     variants = EXPERIMENTS[name](experiments)
     table = experiments.run(name)
     assert table.row_count == len(variants)
@@ -320,6 +318,19 @@ def test_a_resumed_run_keeps_its_settings(
     options = ["--resume", "--out", tmp_path, "--set", "neighbors.fanout=3"]
     assert call(monkeypatch, "train", "leading", *options) == 2
     assert "cannot resume with another neighbors.fanout" in capsys.readouterr().err
+
+
+def test_what_is_missing_at_the_end_is_told_at_the_start(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = inference.importlib.util.find_spec
+    monkeypatch.setattr(
+        inference.importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "pyarrow" else found(name, *more),
+    )
+    with pytest.raises(ImportError, match=r"need pyarrow: pip install 'gtkern\[text\]'"):
+        LeadingRun(settings(), data(), RunFolder(tmp_path))
 
 
 def test_a_batch_is_of_all_processes(tmp_path: pathlib.Path, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gtkern import _processes
+from gtkern.data._tables import import_pandas
 from gtkern.data.text_graph import TextGraph
 from gtkern.methods.leading.bank import MemoryBank
 from gtkern.methods.leading.language_model import LanguageModel
@@ -26,6 +28,7 @@ from gtkern.training import settings as settings_of
 from gtkern.training.run import Phase
 
 __all__ = [
+    "check_libraries",
     "digest",
     "encode_all",
     "open_language_model",
@@ -56,6 +59,21 @@ def open_language_model(settings: LeadingSettings, texts: Sequence[str]) -> Lang
         pooling=encoder.pooling,
         packed=None if encoder.packed else False,
     )
+
+
+def check_libraries(train: str) -> None:
+    """See that a run has what it needs at its end as well.
+
+    Args:
+        train: one of MODES.
+
+    Raises:
+        ImportError: a library is missing; says which extra has it.
+    """
+    needed = ["pandas", "pyarrow", *(["sklearn"] if train == "tfidf" else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"runs on texts need {missing[0]}: pip install 'gtkern[text]'")
 
 
 def digest(module: nn.Module, *about: str) -> str:
@@ -101,7 +119,8 @@ def encode_all(
         path=folder / f"{name}.bank" if _processes.rank() == 0 else None,
         identity=name,
     )
-    missing = _missing(bank, nodes)
+    # the first process has the file
+    missing = nodes[_processes.from_first((~bank.visited(nodes)).to(torch.uint8)).bool()]
     done = nodes.numel() - missing.numel()
     # the longest first: what takes the most memory shows at once
     order = tokens.lengths[tokens.text_of[missing]].argsort(descending=True, stable=True)
@@ -111,19 +130,7 @@ def encode_all(
         if progress is not None:
             progress(done, nodes.numel())
     rows = bank.read(nodes) if _processes.rank() == 0 else torch.zeros(len(nodes), model.width)
-    if _processes.count() > 1:
-        torch.distributed.broadcast(rows, 0)
-    return rows
-
-
-def _missing(bank: MemoryBank, nodes: Tensor) -> Tensor:
-    """The nodes whose rows the first process does not have."""
-    missing = ~bank.visited(nodes)
-    if _processes.count() > 1:
-        flags = missing.to(torch.uint8)
-        torch.distributed.broadcast(flags, 0)
-        missing = flags.bool()
-    return nodes[missing]
+    return _processes.from_first(rows)
 
 
 def read_weights(module: nn.Module, path: pathlib.Path, *, strict: bool = True) -> None:
@@ -137,12 +144,7 @@ def write_predictions(path: pathlib.Path, data: TextGraph, logits: Tensor) -> No
     Raises:
         ImportError: pandas or pyarrow are not installed.
     """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "predictions need pandas and pyarrow: pip install gtkern[text]"
-        ) from error
+    pandas = import_pandas()
     chances = logits.float().softmax(dim=1)
     confidence, found = chances.max(dim=1)
     names = np.array([*data.class_names, ""], dtype=object)

@@ -72,6 +72,7 @@ class LeadingRun(PhaseRun):
         command: str = "",
         console: Console | None = None,
     ) -> None:
+        inference.check_libraries(settings.train)
         self.data: TextGraph = check_text_graph(data)
         super().__init__(
             folder,
