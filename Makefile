@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # bytecode is left to the first import: most modules never see one
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
-EXTRAS := molecules,ogb,test,lint,triton
+EXTRAS := dev
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 NATIVE := $(shell find csrc -type f)
@@ -34,7 +34,7 @@ help:
 	@echo "make setup   only set up: .venv with torch, the native libraries and the package"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   time every op against its peers"
-	@echo "make docs    where the documentation is"
+	@echo "make docs    the documentation site, in build/site"
 	@echo "make clean   remove .venv and everything that was built"
 
 setup: $(INSTALLED)
@@ -104,9 +104,11 @@ tests: setup
 bench: setup
 	$(BIN)/python bench/run.py
 
-docs:
-	@echo "The documentation is the README.md here, one README.md in each folder of gtkern/ops, and"
-	@echo "the docstrings (python -m pydoc gtkern.ops); there is nothing to build."
+# A warning, such as a link that leads nowhere, ends the build.
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "the site: $(abspath build/site/index.html)"
+	@echo "with its search: $(BIN)/mkdocs serve"
 
 clean:
 	rm -rf $(VENV) build dist gtkern/lib gtkern/_graph*.so *.egg-info

@@ -54,23 +54,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / f"gtkern-{gtkern.__version__}"
 
 
-def test_version_is_written_twice_alike() -> None:
-    metadata = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{gtkern.__version__}"' in metadata
-
-
 def test_every_native_source_is_in_the_build() -> None:
     listed = re.findall(r"csrc/\S+\.(?:cpp|cu)\b", (ROOT / "CMakeLists.txt").read_text())
     there = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
     assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in there)
 
 
-def test_source_distribution_has_every_file_of_the_build(source: pathlib.Path) -> None:
-    for folder in ("csrc", "cmake", "gtkern"):
+def test_source_distribution_has_every_file(source: pathlib.Path) -> None:
+    for folder in (".ci", "bench", "csrc", "cmake", "docs", "examples", "gtkern", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix not in (".pyc", ".so") and path.parent.name != "lib":
                 assert (source / path.relative_to(ROOT)).is_file(), path
-    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md",
+        "mkdocs.yml", "pyproject.toml", "setup.py", ".clang-format",
+    ):  # fmt: skip
         assert (source / name).is_file()
 
 
@@ -105,6 +103,9 @@ def test_without_a_compiler_the_package_installs_and_runs_on_reference(
     )  # fmt: skip
     assert installed.returncode == 0, installed.stdout + installed.stderr
     assert "no C++ compiler found" in installed.stdout + installed.stderr
+    for path in (ROOT / "gtkern").rglob("*"):
+        if path.suffix in (".pyi", ".yaml") or path.name in ("README.md", "py.typed"):
+            assert (site / path.relative_to(ROOT)).is_file(), path
     program = """
 import torch, gtkern
 graph = gtkern.Graph.from_edge_index(torch.tensor([[0, 1], [1, 1]]), 2)

@@ -13,7 +13,7 @@ __all__ = ["TABLES", "import_pandas", "read_columns"]
 TABLES = (".csv", ".csv.gz", ".parquet")
 """What the name of a table may end in."""
 
-_NEEDED = "tables need pandas and pyarrow: pip install 'gtkern[text]'"
+_NEEDED = "tables need pandas and pyarrow: pip install 'gtkern[language]'"
 
 
 def import_pandas() -> Any:

@@ -325,5 +325,5 @@ def test_missing_pandas_names_the_extra(
 ) -> None:
     nodes = write(tmp_path, ".csv")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install 'gtkern\[text\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gtkern\[language\]'"):
         read_text_graph(nodes, tmp_path / "edges.csv", **COLUMNS)

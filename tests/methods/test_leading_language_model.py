@@ -336,8 +336,8 @@ def test_missing_libraries_name_the_extra(
 ) -> None:
     saved(tmp_path, tokenizer)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"lora_rank above 0 needs peft: .*'gtkern\[lora\]'"):
+    with pytest.raises(ImportError, match=r"lora_rank above 0 needs peft: .*'gtkern\[language\]'"):
         LanguageModel.from_path(tmp_path, lora_rank=2)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"need transformers: pip install 'gtkern\[text\]'"):
+    with pytest.raises(ImportError, match=r"need transformers: pip install 'gtkern\[language\]'"):
         LanguageModel.from_path(tmp_path)

@@ -329,7 +329,7 @@ def test_what_is_missing_at_the_end_is_told_at_the_start(
         "find_spec",
         lambda name, *more: None if name == "pyarrow" else found(name, *more),
     )
-    with pytest.raises(ImportError, match=r"need pyarrow: pip install 'gtkern\[text\]'"):
+    with pytest.raises(ImportError, match=r"need pyarrow: pip install 'gtkern\[language\]'"):
         LeadingRun(settings(), data(), RunFolder(tmp_path))
 
 

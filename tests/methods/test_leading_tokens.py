@@ -140,5 +140,5 @@ def test_a_trained_tokenizer_knows_the_words() -> None:
 
 def test_missing_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'gtkern\[text\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gtkern\[language\]'"):
         train_tokenizer(["a"])

@@ -17,7 +17,7 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            "language models need transformers: pip install 'gtkern[text]'"
+            "language models need transformers: pip install 'gtkern[language]'"
         ) from error
     return transformers
 
@@ -31,5 +31,5 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("lora_rank above 0 needs peft: pip install 'gtkern[lora]'") from error
+        raise ImportError("lora_rank above 0 needs peft: pip install 'gtkern[language]'") from error
     return peft

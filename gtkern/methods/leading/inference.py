@@ -73,7 +73,7 @@ def check_libraries(train: str) -> None:
     needed = ["pandas", "pyarrow", *(["sklearn"] if train == "tfidf" else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"runs on texts need {missing[0]}: pip install 'gtkern[text]'")
+        raise ImportError(f"runs on texts need {missing[0]}: pip install 'gtkern[language]'")
 
 
 def digest(module: nn.Module, *about: str) -> str:

@@ -29,7 +29,7 @@ def tfidf(texts: Sequence[str], words: int = WORDS) -> Tensor:
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
-        raise ImportError("TF-IDF needs scikit-learn: pip install gtkern[text]") from error
+        raise ImportError("TF-IDF needs scikit-learn: pip install 'gtkern[language]'") from error
     vectorizer = TfidfVectorizer(
         max_features=words, stop_words="english", sublinear_tf=True, dtype=np.float32
     )
