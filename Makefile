@@ -15,6 +15,10 @@ NATIVE := $(shell find csrc -type f)
 PACKAGE := pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*.py) $(NATIVE)
 REPORTS := build/reports
 EMULATED := build/emulated/libgtkern_emulated.so
+SANITIZED := build/sanitized
+# The sanitizer must be loaded before Python, and the C++ library before it looks for exceptions.
+PRELOADED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0
 # ninja counts jobs on its own, not by make's
 BUILD := MAKEFLAGS= $(BIN)/cmake --build
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -26,13 +30,15 @@ STRICT ?= $(if $(wildcard $(VENV)/.installed-strict-ON),ON,OFF)
 INSTALLED := $(VENV)/.installed-strict-$(STRICT)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint cuda emulated tests-emulated tests bench docs clean
+.PHONY: help setup demo test lint cuda emulated tests-emulated tests sanitized fuzz bench docs clean
 
 help:
 	@echo "make demo    set up, then train Spexphormer in two stages on generated data"
 	@echo "make test    set up, then every check: lint, builds, sanitizers, tests"
 	@echo "make setup   only set up: .venv with torch, the native libraries and the package"
 	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make fuzz    call every public function with thousands of odd inputs"
+	@echo "make sanitized  the tests of the CPU kernels under the address sanitizers"
 	@echo "make bench   time every op against its peers"
 	@echo "make docs    the documentation site, in build/site"
 	@echo "make clean   remove .venv and everything that was built"
@@ -89,17 +95,34 @@ emulated: $(VENV)/.torch
 	$(CMAKE) -B build/emulated -DGTKERN_EMULATE=ON -DGTKERN_SANITIZE=address,undefined > /dev/null
 	$(BUILD) build/emulated
 
-# The sanitizer must be loaded before Python, and the C++ library before it looks for exceptions.
 # Inductor's tests would run the C++ compiler under the sanitizer too.
 tests-emulated: setup emulated
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	$(PRELOADED) OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -q -n $(JOBS) --junitxml=$(REPORTS)/emulated.xml --emulated-library=$(EMULATED) --require=cuda -k "cuda and not inductor" tests/ops
 
 # One thread for each of the processes that share the cores; how long each test took is kept.
 tests: setup
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --durations=20 --durations-min=8 \
 		--junitxml=$(REPORTS)/tests.xml --require=reference,cpu,triton
+
+# The CPU kernels and gtkern._graph under the sanitizers, in a copy of the package that has them.
+# Left out: the tests whose own subjects are other compilers, processes or sizes of gigabytes.
+sanitized: setup
+	$(CMAKE) -B $(SANITIZED)/native -DGTKERN_CUDA=OFF -DGTKERN_SANITIZE=address,undefined > /dev/null
+	$(BUILD) $(SANITIZED)/native
+	rm -rf $(SANITIZED)/tree && mkdir $(SANITIZED)/tree
+	cp -r gtkern tests pyproject.toml $(SANITIZED)/tree
+	$(BIN)/cmake --install $(SANITIZED)/native --prefix $(SANITIZED)/tree/gtkern > /dev/null
+	cd $(SANITIZED)/tree && $(PRELOADED) OMP_NUM_THREADS=2 \
+		$(abspath $(BIN)/python) -m pytest -q -n $(JOBS) -m "not large" --require=cpu \
+		-k "not triton and not inductor and not reference" \
+		tests/ops tests/test_graph.py tests/test_ragged.py tests/test_block_sparse.py \
+		tests/test_expander.py tests/test_structure.py tests/test_threads.py tests/test_fuzz.py
+
+# Thousands of odd inputs for every public function, each room in a process of its own.
+CASES ?= 10000
+fuzz: setup
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES)
 
 bench: setup
 	$(BIN)/python bench/run.py

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +16,45 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def tensor(name: str, value: Any) -> None:
-    """Raise TypeError unless `value` is a tensor."""
+    """Raise TypeError unless `value` is a tensor, and not a sparse one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+
+
+def has_values(name: str, value: Tensor) -> None:
+    """Raise ValueError where `value` lies on the device meta, which keeps none."""
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must be on a device that holds values, got meta")
+
+
+def flag(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` as an int in low .. high; whatever Python takes for an index is one.
+
+    Raises:
+        TypeError: no integer. ValueError: outside the range.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not low <= count <= high:
+        raise ValueError(f"{name} must be {low} .. {high}, got {short(count)}")
+    return count
+
+
+def short(count: int) -> str:
+    """A number for a message, where it may have any number of digits."""
+    return str(count) if abs(count) < 2**64 else f"an integer of {count.bit_length()} bits"
 
 
 def floating(name: str, value: Any) -> None:
@@ -71,9 +109,15 @@ def number(name: str, value: Any, low: float, high: float, *, open_low: bool = F
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     bracket = "(" if open_low else "["
-    if not (low < value if open_low else low <= value) or not value <= high:
-        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value:g}")
-    return float(value)
+    try:
+        size = float(value)
+    except OverflowError:
+        size = math.inf if value > 0 else -math.inf
+        # no float holds it: in no range, not even in one without an end
+        high = min(high, sys.float_info.max)
+    if not (low < size if open_low else low <= size) or not size <= high:
+        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {size:g}")
+    return size
 
 
 def share_of(share: float, total: int | Tensor) -> int | Tensor:
@@ -92,9 +136,10 @@ def dropout(value: Any) -> float:
     Raises:
         TypeError: no number. ValueError: outside [0, 1).
     """
-    if number("dropout", value, -math.inf, math.inf) > 1 - 2.0**-32 or value < 0:
-        raise ValueError(f"dropout must be in [0, 1), got {value:g}")
-    return float(value)
+    share = number("dropout", value, 0, 1)
+    if share > 1 - 2.0**-32:
+        raise ValueError(f"dropout must be in [0, 1), got {share:g}")
+    return share
 
 
 def seed(name: str, value: int | Tensor | None) -> Tensor:
@@ -114,5 +159,5 @@ def seed(name: str, value: int | Tensor | None) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} must fit in 64 signed bits, got {value}")
+        raise ValueError(f"{name} must fit in 64 signed bits, got {short(value)}")
     return torch.tensor(value, dtype=torch.int64)

@@ -17,6 +17,7 @@ from gtkern import _check
 __all__ = ["BlockIndex", "BlockSparseMatrix"]
 
 _SMALLEST, _LARGEST = 8, 128
+_MOST_FEATURES = 2**31 - 1
 _FORMAT = "gtkern.BlockSparseMatrix"
 
 
@@ -75,6 +76,7 @@ class BlockSparseMatrix:
         """
         _check.floating("values", values)
         _check.rank("values", values, "B, block_rows, block_cols")
+        shape = _check_shape(shape)
         rows, cols = _grid(shape, _check_block((values.size(1), values.size(2))))
         for name, tensor in (("row_ptr", row_ptr), ("col", col)):
             _check.tensor(name, tensor)
@@ -83,6 +85,7 @@ class BlockSparseMatrix:
         _check.shape("row_ptr", row_ptr, "block rows + 1", (rows + 1,))
         _check.shape("col", col, "B", (values.size(0),))
         _check.same_device(values=values, row_ptr=row_ptr, col=col)
+        _check.has_values("values", values)
         counts = row_ptr.diff()
         first, end = int(row_ptr[0]), int(row_ptr[-1])
         if first != 0 or end != values.size(0) or bool((counts < 0).any()):
@@ -103,7 +106,7 @@ class BlockSparseMatrix:
                 f"col must rise inside each block row, got {int(col[at])} then "
                 f"{int(col[at + 1])} in block row {int(row[at])}"
             )
-        return cls(values, _index(row, col, rows, cols), (shape[0], shape[1]))
+        return cls(values, _index(row, col, rows, cols), shape)
 
     @classmethod
     def from_dense(
@@ -128,6 +131,7 @@ class BlockSparseMatrix:
         """
         _check.floating("w", w)
         _check.rank("w", w, "C_out, C_in")
+        _check.has_values("w", w)
         block = _check_block((block, block) if isinstance(block, int) else block)
         shape = (w.size(0), w.size(1))
         rows, cols = _grid(shape, block)
@@ -158,7 +162,8 @@ class BlockSparseMatrix:
         Raises:
             TypeError, ValueError: no such tensor, or blocks outside 8 .. 128.
         """
-        _check.tensor("matrix", matrix)
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"matrix must be a tensor, got {type(matrix).__name__}")
         if matrix.layout != torch.sparse_bsr:
             raise TypeError(f"matrix must have layout torch.sparse_bsr, got {matrix.layout}")
         _check.rank("matrix", matrix, "C_out, C_in")
@@ -300,6 +305,7 @@ class BlockSparseMatrix:
             raise ValueError("grad must be given for by='taylor', or be that of the values")
         _check.floating("grad", grad)
         _check.shape("grad", grad, "B, block_rows, block_cols", self.values.shape)
+        _check.same_device(matrix=self.values, grad=grad)
         return (values * grad.detach().to(values.dtype)).abs().sum((1, 2))
 
     def prune(self, keep: float, score: Tensor | None = None) -> BlockSparseMatrix:
@@ -414,18 +420,25 @@ class BlockSparseMatrix:
 
 def _check_block(block: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(block, (tuple, list)) or len(block) != 2:
-        raise TypeError(f"block must be a number or a pair of them, got {block!r}")
+        raise TypeError(f"block must be a number or a pair of them, got {block!r:.80}")
     for size in block:
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"block must be of integers, got {type(size).__name__}")
         if not _SMALLEST <= size <= _LARGEST:
-            raise ValueError(f"block must be {_SMALLEST} .. {_LARGEST} each way, got {list(block)}")
+            raise ValueError(
+                f"block must be {_SMALLEST} .. {_LARGEST} each way, got {_check.short(size)}"
+            )
     return block[0], block[1]
 
 
+def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise TypeError(f"shape must be (C_out, C_in), got {shape!r:.80}")
+    rows, cols = (_check.integer("shape", size, 0, _MOST_FEATURES) for size in shape)
+    return rows, cols
+
+
 def _grid(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
-    if len(shape) != 2 or min(shape) < 0:
-        raise ValueError(f"shape must be (C_out, C_in), got {shape}")
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 

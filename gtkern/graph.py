@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gtkern import _native
+from gtkern import _check, _native
 
 __all__ = ["HEAVY_ROW_EDGES", "Adjacency", "GCNNorm", "Graph", "heavy_items", "rows_equal_columns"]
 
@@ -146,8 +146,7 @@ class Graph:
             TypeError: an argument is no tensor or has the wrong dtype.
             ValueError: wrong shape, an index out of range, a type out of range, or two devices.
         """
-        if not isinstance(edge_index, Tensor):
-            raise TypeError(f"edge_index must be a tensor, got {type(edge_index).__name__}")
+        _check.tensor("edge_index", edge_index)
         if num_nodes is None and hasattr(edge_index, "sparse_size"):
             sizes = edge_index.sparse_size()
             num_nodes = None if None in sizes else (int(sizes[0]), int(sizes[1]))
@@ -155,6 +154,7 @@ class Graph:
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
         _check_index_dtype("edge_index", edge_index)
+        _check.has_values("edge_index", edge_index)
         source, destination = edge_index[0], edge_index[1]
         sizes = _node_counts(num_nodes, source, destination)
         _check_range("edge_index[0] (the sources)", source, sizes[0])
@@ -185,11 +185,11 @@ class Graph:
             TypeError, ValueError: as `from_edge_index`, and when row_ptr does not rise from 0 to E.
         """
         for name, tensor in (("row_ptr", row_ptr), ("col", col)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            _check.tensor(name, tensor)
             if tensor.dim() != 1:
                 raise ValueError(f"{name} must have one dimension, got shape {list(tensor.shape)}")
             _check_index_dtype(name, tensor)
+            _check.has_values(name, tensor)
         if row_ptr.numel() == 0:
             raise ValueError("row_ptr must have at least 1 entry (nodes + 1), got 0")
         if row_ptr.device != col.device:
@@ -212,8 +212,7 @@ class Graph:
         num_dst = row_ptr.numel() - 1
         if num_src_nodes is None:
             num_src_nodes = num_dst
-        _check_node_count("num_src_nodes", num_src_nodes)
-        sizes = (int(num_src_nodes), num_dst)
+        sizes = (_check.integer("num_src_nodes", num_src_nodes, 0, _MAX_NODES), num_dst)
         _check_range("col", col, sizes[0])
         types, num_edge_types = _check_edge_type(edge_type, col.numel(), col.device)
         empty = row_ptr.new_empty(0)
@@ -246,13 +245,14 @@ class Graph:
             return edges
         if isinstance(edges, (tuple, list)) and len(edges) == 2:
             row_ptr, col = edges
-            if isinstance(num_nodes, tuple):
-                if isinstance(row_ptr, Tensor) and row_ptr.numel() != num_nodes[-1] + 1:
+            if isinstance(num_nodes, (tuple, list)):
+                num_src, num_dst = _both(num_nodes)
+                if isinstance(row_ptr, Tensor) and row_ptr.numel() != num_dst + 1:
                     raise ValueError(
                         f"num_nodes must be (N_src, {row_ptr.numel() - 1}) for a row_ptr of "
                         f"{row_ptr.numel()} entries, got {num_nodes}"
                     )
-                num_nodes = num_nodes[0]
+                num_nodes = num_src
             return cls.from_csr(row_ptr, col, num_nodes, edge_type=edge_type)
         if isinstance(edges, Tensor):
             if edges.layout in (torch.sparse_coo, torch.sparse_csr) and edges.dim() != 2:
@@ -482,13 +482,6 @@ def _check_index_dtype(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
 
 
-def _check_node_count(name: str, count: int) -> None:
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {type(count).__name__}")
-    if not 0 <= count <= _MAX_NODES:
-        raise ValueError(f"{name} must be 0 .. {_MAX_NODES}, got {count}")
-
-
 def _node_counts(
     num_nodes: int | tuple[int, int] | None, source: Tensor, destination: Tensor
 ) -> tuple[int, int]:
@@ -497,15 +490,19 @@ def _node_counts(
             return 0, 0
         count = int(torch.maximum(source.max(), destination.max())) + 1
         return count, count
+    return _both(num_nodes)
+
+
+def _both(num_nodes: int | tuple[int, int]) -> tuple[int, int]:
+    """The numbers of sources and destinations, checked."""
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
             raise ValueError(f"num_nodes must be N or (N_src, N_dst), got {len(num_nodes)} numbers")
         sizes = (num_nodes[0], num_nodes[1])
     else:
         sizes = (num_nodes, num_nodes)
-    for count in sizes:
-        _check_node_count("num_nodes", count)
-    return int(sizes[0]), int(sizes[1])
+    first, second = (_check.integer("num_nodes", count, 0, _MAX_NODES) for count in sizes)
+    return first, second
 
 
 def _check_range(name: str, index: Tensor, size: int) -> None:
@@ -525,8 +522,7 @@ def _check_edge_type(
 ) -> tuple[Tensor, int]:
     if edge_type is None:
         return torch.empty(0, dtype=torch.uint8, device=device), 0
-    if not isinstance(edge_type, Tensor):
-        raise TypeError(f"edge_type must be a tensor, got {type(edge_type).__name__}")
+    _check.tensor("edge_type", edge_type)
     if edge_type.is_floating_point() or edge_type.is_complex() or edge_type.dtype == torch.bool:
         raise TypeError(f"edge_type must have an integer dtype, got {edge_type.dtype}")
     if list(edge_type.shape) != [num_edges]:

@@ -14,6 +14,7 @@ __all__ = ["PairIndex", "Ragged"]
 
 _INTEGERS = (torch.int32, torch.int64)
 _MAX_NODES = 2**31 - 1
+_MAX_GRAPHS = _MAX_NODES - 1
 
 
 class Ragged:
@@ -66,6 +67,7 @@ class Ragged:
         if ptr.dtype not in _INTEGERS:
             raise TypeError(f"ptr must be int32 or int64, got {ptr.dtype}")
         _check.rank("ptr", ptr, "G + 1")
+        _check.has_values("ptr", ptr)
         if ptr.numel() == 0:
             raise ValueError("ptr must have at least 1 entry (graphs + 1), got 0")
         # graphs are few: on the host the checks cost one transfer
@@ -113,6 +115,7 @@ class Ragged:
         if batch.dtype not in _INTEGERS:
             raise TypeError(f"batch must be int32 or int64, got {batch.dtype}")
         _check.rank("batch", batch, "N")
+        _check.has_values("batch", batch)
         falls = (batch.diff() < 0).nonzero()
         if falls.numel():
             at = int(falls[0])
@@ -122,11 +125,8 @@ class Ragged:
             )
         low, high = (int(batch[0]), int(batch[-1])) if batch.numel() else (0, -1)
         if num_graphs is None:
-            num_graphs = high + 1
-        elif isinstance(num_graphs, bool) or not isinstance(num_graphs, int):
-            raise TypeError(f"num_graphs must be an integer, got {type(num_graphs).__name__}")
-        elif num_graphs < 0:
-            raise ValueError(f"num_graphs must not be negative, got {num_graphs}")
+            num_graphs = min(max(high + 1, 0), _MAX_GRAPHS)
+        num_graphs = _check.integer("num_graphs", num_graphs, 0, _MAX_GRAPHS)
         if low < 0 or high >= num_graphs:
             raise ValueError(
                 f"batch must be 0 .. {num_graphs - 1} (num_graphs - 1), "
@@ -224,9 +224,11 @@ class PairIndex:
         most = torch.iinfo(index.dtype).max
         if not 1 <= num_entries <= most:
             raise ValueError(
-                f"num_entries must be 1 .. {most} for {index.dtype}, got {num_entries}"
+                f"num_entries must be 1 .. {most} for {index.dtype}, "
+                f"got {_check.short(num_entries)}"
             )
         _check.shape("index", index, "num_pairs", (ragged.num_pairs,))
+        _check.has_values("index", index)
         _check.same_device(ragged=ragged.ptr, index=index)
         masked = cls.MASKED[index.dtype]
         low, high = torch.aminmax(index) if index.numel() else (0, 0)

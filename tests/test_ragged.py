@@ -107,7 +107,7 @@ def test_wrong_pointers_are_refused(ptr: Any, error: type[Exception], message: s
         (torch.tensor([0, 2, 1]), None, ValueError, r"^batch must be sorted, got 2 then 1 at pos"),
         (torch.tensor([-1, 0]), None, ValueError, r"^batch must be 0 \.\. 0 .*got -1"),
         (torch.tensor([0, 3]), 3, ValueError, r"^batch must be 0 \.\. 2 .*got 3"),
-        (torch.tensor([0]), -1, ValueError, r"^num_graphs must not be negative, got -1"),
+        (torch.tensor([0]), -1, ValueError, r"^num_graphs must be 0 \.\. \d+, got -1"),
         (torch.tensor([0]), 1.0, TypeError, r"^num_graphs must be an integer, got float"),
     ],
 )

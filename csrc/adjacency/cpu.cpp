@@ -11,6 +11,8 @@
 
 #include "adjacency/schema.h"
 #include "common/counting_sort.h"
+#include "common/memory.h"
+#include "common/parallel.h"
 
 namespace gtkern {
 namespace {
@@ -34,10 +36,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_edges(const Tensor& key, const 
                                                        std::int64_t values) {
   const std::int64_t edges = key.numel();
   const bool typed = edge_type.numel() > 0;
-  Tensor ptr = torch::stable::new_empty(key, {rows + 1}, ScalarType::Long);
-  Tensor index = torch::stable::new_empty(key, {edges}, ScalarType::Int);
-  Tensor order = torch::stable::new_empty(key, {edges}, ScalarType::Long);
-  Tensor type = torch::stable::new_empty(edge_type, {edge_type.numel()}, ScalarType::Byte);
+  Tensor ptr = new_tensor(key, {rows + 1}, ScalarType::Long);
+  Tensor index = new_tensor(key, {edges}, ScalarType::Int);
+  Tensor order = new_tensor(key, {edges}, ScalarType::Long);
+  Tensor type = new_tensor(edge_type, {edge_type.numel()}, ScalarType::Byte);
 
   const std::int32_t* keys = key.const_data_ptr<std::int32_t>();
   const std::int32_t* ends = value.const_data_ptr<std::int32_t>();
@@ -75,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_edges(const Tensor& key, const 
   });
   bool identity = true;
   for (std::int64_t i = 0; i < edges && identity; ++i) identity = out_order[i] == i;
-  if (identity) order = torch::stable::new_empty(key, {0}, ScalarType::Long);
+  if (identity) order = new_tensor(key, {0}, ScalarType::Long);
   return {ptr, index, order, type};
 }
 

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -28,11 +30,26 @@ inline void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std
 #endif
 }
 
+// As torch's, whose stable ABI keeps to itself why it failed: there is but one reason.
+inline torch::stable::Tensor new_tensor(const torch::stable::Tensor& like,
+                                        torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                        torch::headeronly::ScalarType dtype) {
+  try {
+    return torch::stable::new_empty(like, sizes, dtype);
+  } catch (const std::exception&) {
+    std::string shape;
+    for (const std::int64_t size : sizes) {
+      shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    }
+    throw std::runtime_error("out of memory: cannot allocate a result of shape [" + shape + "]");
+  }
+}
+
 // An uninitialised tensor on the device of `like`.
 inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
                                         torch::headeronly::IntHeaderOnlyArrayRef sizes,
                                         torch::headeronly::ScalarType dtype) {
-  torch::stable::Tensor tensor = torch::stable::new_empty(like, sizes, dtype);
+  torch::stable::Tensor tensor = new_tensor(like, sizes, dtype);
   ask_for_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }

@@ -7,9 +7,29 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <vector>
 
 namespace gtkern {
+
+// Calls f(begin, end) for parts of [0, count), of at least `grain` each but the last. What a part
+// throws, such as std::bad_alloc, the caller gets: from torch it would only hear that a call
+// failed.
+template <class F>
+void for_each_range(std::int64_t count, std::int64_t grain, const F& f) {
+  std::exception_ptr error;
+  std::mutex guard;
+  torch::stable::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
+    try {
+      f(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(guard);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
 
 // Calls f(block, state) once for each block in [0, blocks), on whichever thread is free; `state` is
 // what the thread got from make_state() at its start.
@@ -19,7 +39,7 @@ void for_each_block_with(std::int64_t blocks, const Make& make_state, const F& f
   const std::int64_t threads =
       std::min<std::int64_t>(blocks, static_cast<std::int64_t>(torch::stable::get_num_threads()));
   std::atomic<std::int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+  for_each_range(threads, 1, [&](std::int64_t, std::int64_t) {
     auto state = make_state();
     for (;;) {
       const std::int64_t block = next.fetch_add(1, std::memory_order_relaxed);

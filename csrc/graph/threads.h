@@ -32,6 +32,8 @@ void share_out(std::int64_t pieces, int threads, const Make& make_state, const F
     }
   };
   std::vector<std::thread> others;
+  // beforehand: a vector that cannot grow would leave threads behind that nobody joins
+  others.reserve(std::max(threads, 1));
   try {
     for (std::int64_t t = 1; t < std::min<std::int64_t>(threads, pieces); ++t)
       others.emplace_back(work);

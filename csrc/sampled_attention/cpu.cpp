@@ -9,6 +9,7 @@
 
 #include "common/attention/binding.h"
 #include "common/counting_sort.h"
+#include "common/parallel.h"
 #include "sampled_attention/direct.h"
 #include "sampled_attention/schema.h"
 
@@ -38,7 +39,7 @@ class Grouped {
       grouped.ptr_[row + 1] = grouped.ptr_[row] + real;
     }
     grouped.resize(grouped.ptr_[rows], type != nullptr);
-    torch::stable::parallel_for(0, rows, 1024, [&](std::int64_t begin, std::int64_t end) {
+    for_each_range(rows, 1024, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t first = grouped.ptr_[row];
         std::int64_t last = first;

@@ -127,7 +127,7 @@ def numbers(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if normalization not in NORMALIZATION_EPS:
+    if not isinstance(normalization, str) or normalization not in NORMALIZATION_EPS:
         raise ValueError(f"normalization must be 'softmax' or 'exphormer', got {normalization!r}")
     return (
         width**-0.5 if scale is None else _check.number("scale", scale, -_LARGEST, _LARGEST),

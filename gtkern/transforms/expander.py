@@ -129,7 +129,7 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be {low} .. {high}, got {value}")
+        raise ValueError(f"{name} must be {low} .. {high}, got {_check.short(int(value))}")
     return int(value)
 
 

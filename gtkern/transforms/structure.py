@@ -157,7 +157,7 @@ def _integer(name: str, value: Any, high: int, low: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be {low} .. {high}, got {value}")
+        raise ValueError(f"{name} must be {low} .. {high}, got {_check.short(int(value))}")
     return int(value)
 
 
@@ -188,6 +188,8 @@ def _checked(
     counts = ptr.diff()
     if int(ptr[0]) != 0 or bool((counts < 0).any()):
         raise ValueError(f"ptr must begin with 0 and not fall, got {_short(ptr)}")
+    if int(ptr[-1]) > _MAX_EDGES:
+        raise ValueError(f"ptr must end at {_MAX_EDGES} nodes at most, got {int(ptr[-1])}")
     if max_nodes is not None:
         large = (counts > max_nodes).nonzero()
         if large.numel() > 0:

@@ -138,7 +138,7 @@ class PackedRows {
     rows_.first = scratch_.data();
     rows_.second = second ? scratch_.data() + row_floats : nullptr;
     AtomicMax largest;
-    torch::stable::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
+    for_each_range(rows, 256, [&](std::int64_t begin, std::int64_t end) {
       float mine = 0;
       for (std::int64_t row = begin; row < end; ++row) {
         float* to = scratch_.data() + row * rows_.stride;
@@ -235,7 +235,7 @@ template <class T>
 void fill_statistics(const Inputs<T, float>& in, const Backward<T, float>& grad,
                      const Layout& layout, const Rows& queries, float* statistics) {
   const int hg = layout.heads_per_group;
-  torch::stable::parallel_for(0, in.num_dst, 256, [&](std::int64_t begin, std::int64_t end) {
+  for_each_range(in.num_dst, 256, [&](std::int64_t begin, std::int64_t end) {
     const Scratch packed(layout.row_floats());
     alignas(64) float lanes[simd::kLanes];
     for (std::int64_t row = begin; row < end; ++row) {

@@ -54,17 +54,23 @@ def layer_batches(targets: Tensor, neighbors: Sequence[Neighbors]) -> tuple[Laye
     if targets.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"targets must be int32 or int64, got {targets.dtype}")
     _check.rank("targets", targets, "B")
+    _check.has_values("targets", targets)
+    if not isinstance(neighbors, Sequence):
+        raise TypeError(
+            f"neighbors must be a sequence of Neighbors, got {type(neighbors).__name__}"
+        )
     if not neighbors:
         raise ValueError("neighbors must hold at least 1 layer, got none")
     for layer, sampled in enumerate(neighbors):
         if not isinstance(sampled, Neighbors):
             raise TypeError(f"neighbors must hold Neighbors, got {type(sampled).__name__}")
+        _check_layer(f"neighbors[{layer}]", sampled)
         if sampled.index.size(0) != neighbors[0].index.size(0):
             raise ValueError(
                 f"neighbors must have as many rows in every layer ({neighbors[0].index.size(0)}), "
                 f"got {sampled.index.size(0)} in layer {layer}"
             )
-    _check.same_device(targets=targets, neighbors=neighbors[0].index)
+        _check.same_device(targets=targets, neighbors=sampled.index)
     num_nodes = neighbors[0].index.size(0)
     nodes = targets.to(torch.int64)
     if nodes.numel():
@@ -77,10 +83,40 @@ def layer_batches(targets: Tensor, neighbors: Sequence[Neighbors]) -> tuple[Laye
 
     make = _native_layer if _has_native(nodes) else _layer
     batches = []
-    for sampled in reversed(neighbors):
-        batches.append(make(nodes, sampled))
+    for layer, sampled in reversed([*enumerate(neighbors)]):
+        try:
+            batches.append(make(nodes, sampled))
+        except RuntimeError:
+            # looked at again only where something is wrong: all rows are many more than a batch's
+            _check_sources(f"neighbors[{layer}]", sampled)
+            raise
         nodes = batches[-1].nodes
     return tuple(reversed(batches))
+
+
+def _check_layer(name: str, sampled: Neighbors) -> None:
+    """Raise unless the three tensors are as `Neighbors` says: native code writes by their sizes."""
+    parts = (
+        ("index", sampled.index, torch.int32),
+        ("edge", sampled.edge, torch.int64),
+        ("type", sampled.type, torch.uint8),
+    )
+    for part, value, dtype in parts:
+        if part == "type" and value is None:
+            continue
+        _check.tensor(f"{name}.{part}", value)
+        if value.dtype != dtype:
+            raise TypeError(f"{name}.{part} must be {dtype}, got {value.dtype}")
+        _check.rank(f"{name}.{part}", value, "N, k")
+        _check.shape(f"{name}.{part}", value, "N, k", sampled.index.shape)
+        _check.same_device(**{f"{name}.index": sampled.index, f"{name}.{part}": value})
+
+
+def _check_sources(name: str, sampled: Neighbors) -> None:
+    """Raise ValueError unless every source is one of the N rows."""
+    high, nodes = int(sampled.index.max()), sampled.index.size(0)
+    if high >= nodes:
+        raise ValueError(f"{name}.index must be below {nodes} (N), got {high}")
 
 
 def _has_native(nodes: Tensor) -> bool:

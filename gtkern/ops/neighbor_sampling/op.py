@@ -92,7 +92,7 @@ def sample_neighbors(
     if isinstance(epoch, bool) or not isinstance(epoch, int):
         raise TypeError(f"epoch must be an integer, got {type(epoch).__name__}")
     if not 0 <= epoch < 2**32:
-        raise ValueError(f"epoch must be 0 .. 2**32 - 1, got {epoch}")
+        raise ValueError(f"epoch must be 0 .. 2**32 - 1, got {_check.short(epoch)}")
     weight, sums = _checked_weight(weight, method, graph)
     counts = _checked_counts(k, weight)
     chosen = _backends.resolve("sample_neighbors", backend, BACKENDS, graph.device, torch.float32)
@@ -148,6 +148,13 @@ def _checked_weight(
             f"weight must be a table of the graph ({graph.num_dst_nodes} nodes, {graph.num_edges} "
             f"edges), got one of {nodes} nodes, {edges} edges"
         )
+    for part, value, dtype in (("weight", weight.weight, torch.float32),
+                               ("prefix", weight.prefix, torch.uint32)):  # fmt: skip
+        if value.dtype != dtype or value.shape != weight.weight.shape:
+            raise ValueError(
+                f"weight must be what sampling_table made, got one with {part} of {value.dtype} "
+                f"{list(value.shape)}"
+            )
     _check.same_device(graph=graph.csr.ptr, weight=weight.weight)
     return weight.weight, [weight.prefix, weight.row_ptr]
 
@@ -174,8 +181,10 @@ def _checked_counts(k: int | Sequence[int], weight: Tensor | None) -> list[int]:
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int):
             raise TypeError(f"k must hold integers, got {type(count).__name__}")
-        if not 1 <= count < 2**31:
-            raise ValueError(f"k must be at least 1, got {count}")
+        if count < 1:
+            raise ValueError(f"k must be at least 1, got {_check.short(count)}")
+        if count >= 2**31:
+            raise ValueError(f"k must be below 2**31, got {_check.short(count)}")
     if not counts:
         raise ValueError("k must name at least 1 layer, got an empty list")
     if layers > 1 and len(counts) != layers:

@@ -154,12 +154,17 @@ def momenta(options: Options) -> Iterator[float]:
             omega = 1 / (1 - square * omega / 4)
 
 
-def default_limit(alpha: float, tol: float, method: str) -> int:
-    """Twice the sweeps that a symmetric Â of norm 1 takes at most from z = x, and 20."""
-    norm = 1 - alpha
+def default_limit(alpha: float, tol: float, method: str) -> float:
+    """Twice the sweeps that a symmetric Â of norm 1 takes at most from z = x, and 20.
+
+    Whole, or infinite where alpha is too small to tell 1 - alpha from 1.
+    """
+    rate = -math.log1p(-alpha)
     if method == "chebyshev":
-        norm = norm / (1 + math.sqrt(alpha * (2 - alpha)))
-    return 20 + 2 * math.ceil(math.log(tol * alpha / 4) / math.log(norm))
+        rate += math.log1p(math.sqrt(alpha * (2 - alpha)))
+    # the product tol * alpha may be too small for a float
+    sweeps = -(math.log(tol) + math.log(alpha) - math.log(4)) / rate
+    return 20 + 2 * math.ceil(sweeps) if math.isfinite(sweeps) else math.inf
 
 
 def column_sizes(x: Tensor, start: Tensor, alpha: float) -> Tensor:

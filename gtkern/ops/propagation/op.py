@@ -27,6 +27,7 @@ __all__ = ["propagate"]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _TOL = 1e-6
+_MOST_SWEEPS = 2**31 - 1
 _ONE_WAY = (
     "graph must have every edge in both directions for weight='sym', and this one has not; "
     "add the reverse edges (torch_geometric.utils.to_undirected does) or give weight [E]"
@@ -99,6 +100,7 @@ def propagate(
     Reference: Gasteiger et al. 2019 (APPNP), eq. 4 and 5; Xue et al. 2023 (LazyGNN), section 3.
     """
     _check_inputs(graph, x, weight)
+    _check.flag("return_report", return_report)
     options = _options(alpha, tol, steps, method, max_iter)
     for name, value in (("z0", z0), ("g0", g0)):
         if value is not None:
@@ -196,7 +198,13 @@ def _options(
         return Options(alpha, 0.0, _count("steps", steps), chebyshev)
     tol = _check.number("tol", _TOL if tol is None else tol, 0, math.inf, open_low=True)
     if max_iter is None:
-        return Options(alpha, tol, max(20, default_limit(alpha, tol, method)), chebyshev)
+        limit = default_limit(alpha, tol, method)
+        if limit > _MOST_SWEEPS:
+            raise ValueError(
+                f"max_iter must be given where alpha is so small ({alpha:g}): an Â of norm 1 may "
+                f"take more than {_MOST_SWEEPS} sweeps"
+            )
+        return Options(alpha, tol, max(20, int(limit)), chebyshev)
     return Options(alpha, tol, _count("max_iter", max_iter), chebyshev)
 
 
@@ -204,7 +212,9 @@ def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1, got {_check.short(value)}")
+    if value > _MOST_SWEEPS:
+        raise ValueError(f"{name} must be at most {_MOST_SWEEPS}, got {_check.short(value)}")
     return value
 
 

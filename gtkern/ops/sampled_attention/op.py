@@ -112,6 +112,7 @@ def sampled_attention(
         edge_query=edge_query,
         edge_attr=edge_attr,
     )
+    _check.flag("return_scores", return_scores)
     numbers = _attention.numbers(width, scale, clamp, temperature, dropout, normalization)
     chosen = _resolve(backend, compat, q)
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)

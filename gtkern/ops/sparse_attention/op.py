@@ -122,6 +122,7 @@ def sparse_attention(
         prefix_k=prefix_k,
         prefix_v=prefix_v,
     )
+    _check.flag("return_scores", return_scores)
     numbers = _attention.numbers(width, scale, clamp, temperature, dropout, normalization)
     chosen = _backends.resolve("sparse_attention", backend, BACKENDS, q.device, q.dtype)
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)

@@ -134,8 +134,10 @@ def _check_count(
         return 0.0, k.contiguous()
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer or an int64 tensor, got {type(k).__name__}")
-    if not 1 <= k < 2**63:
-        raise ValueError(f"k must be at least 1, got {k}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {_check.short(k)}")
+    if k >= 2**63:
+        raise ValueError(f"k must be below 2**63, got {_check.short(k)}")
     return 0.0, torch.tensor([k])
 
 
