@@ -111,7 +111,9 @@ class Graph:
     edges stay separate edges. The grouping by source (CSC), which backward passes need, is made on
     first use and kept.
 
-    Make one with `Graph.from_edge_index`, `Graph.from_csr` or `Graph.from_any`.
+    Make one with `Graph.from_edge_index`, `Graph.from_csr` or `Graph.from_any`. Threads may share
+    one: two that ask first at the same time both make what is kept, which is equal, and one of the
+    two stays.
 
     Attributes:
         symmetric: what `is_symmetric` found; None before it was asked.

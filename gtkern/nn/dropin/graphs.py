@@ -73,6 +73,8 @@ class GraphCache:
         while len(kept) >= _MOST:
             kept.pop(next(iter(kept)))
         kept[key] = _Entry(tuple(weakref.ref(source) for source in sources), state, value)
+        # one assignment, and no dict changes once it is there: threads see all of one or the other,
+        # and what is lost where two assign is made again
         self._entries = kept
         return value
 
