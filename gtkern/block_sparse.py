@@ -432,8 +432,10 @@ def _check_block(block: tuple[int, int]) -> tuple[int, int]:
 
 
 def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise TypeError(f"shape must be (C_out, C_in), got {shape!r:.80}")
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape must be (C_out, C_in), got {type(shape).__name__}")
+    if len(shape) != 2:
+        raise ValueError(f"shape must be (C_out, C_in), got {len(shape)} numbers")
     rows, cols = (_check.integer("shape", size, 0, _MOST_FEATURES) for size in shape)
     return rows, cols
 

@@ -191,13 +191,13 @@ class Graph:
             if tensor.dim() != 1:
                 raise ValueError(f"{name} must have one dimension, got shape {list(tensor.shape)}")
             _check_index_dtype(name, tensor)
-            _check.has_values(name, tensor)
         if row_ptr.numel() == 0:
             raise ValueError("row_ptr must have at least 1 entry (nodes + 1), got 0")
         if row_ptr.device != col.device:
             raise ValueError(
                 f"col must be on the device of row_ptr ({row_ptr.device}), got {col.device}"
             )
+        _check.has_values("row_ptr", row_ptr)
         row_ptr = row_ptr.to(torch.int64)
         first, last = int(row_ptr[0]), int(row_ptr[-1])
         if first != 0 or last != col.numel():

@@ -409,6 +409,14 @@ POINTER, COLUMN = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1])
         (GOOD, -1, None, ValueError, "num_nodes must be 0 .. 2147483647, got -1"),
         (GOOD, 2**31, None, ValueError, "num_nodes must be 0 .. 2147483647, got 2147483648"),
         (GOOD, (3, 3, 3), None, ValueError, "num_nodes must be N or (N_src, N_dst), got 3 numbers"),
+        (GOOD, 10**400, None, ValueError,
+         "num_nodes must be 0 .. 2147483647, got an integer of 1329 bits"),
+        (GOOD, torch.arange(3), None, TypeError, "num_nodes must be an integer, got Tensor"),
+        (GOOD, Graph, None, TypeError, "num_nodes must be an integer, got type"),
+        (GOOD.to("meta"), None, None, ValueError,
+         "edge_index must be on a device that holds values, got meta"),
+        (GOOD.to_sparse(), 3, None, TypeError,
+         "edge_index must be a dense tensor, got layout torch.sparse_coo"),
         (GOOD, 2.5, None, TypeError, "num_nodes must be an integer, got float"),
         (GOOD, "3", None, TypeError, "num_nodes must be an integer, got str"),
         (GOOD, 3, [0] * 6, TypeError, "edge_type must be a tensor, got list"),
@@ -447,6 +455,9 @@ def test_bad_edge_lists_are_refused(
          "col must be on the device of row_ptr (cpu), got meta"),
         (POINTER + 1, COLUMN, None, ValueError,
          "row_ptr must run from 0 to the number of edges 3, got 1 .. 4"),
+        (POINTER.to("meta"), COLUMN.to("meta"), None, ValueError,
+         "row_ptr must be on a device that holds values, got meta"),
+        (POINTER, COLUMN.to_sparse(), None, TypeError, "col must be a dense tensor, got layout"),
         (POINTER[:2], COLUMN, None, ValueError,
          "row_ptr must run from 0 to the number of edges 3, got 0 .. 1"),
         (torch.tensor([0, 2, 1, 3]), COLUMN, None, ValueError,
@@ -473,6 +484,12 @@ def test_what_holds_no_edges_is_refused(edges: Any) -> None:
 def test_sizes_that_contradict_a_csr_pair_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^num_nodes must be \(N_src, 2\).*got \(2, 5\)"):
         Graph.from_any((POINTER, COLUMN), (2, 5))
+    with pytest.raises(
+        ValueError, match=r"^num_nodes must be N or \(N_src, N_dst\), got 0 numbers"
+    ):
+        Graph.from_any((POINTER, COLUMN), ())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^num_nodes must be an integer, got NoneType"):
+        Graph.from_any((POINTER, COLUMN), (2, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -108,6 +108,14 @@ def test_wrong_pointers_are_refused(ptr: Any, error: type[Exception], message: s
         (torch.tensor([-1, 0]), None, ValueError, r"^batch must be 0 \.\. 0 .*got -1"),
         (torch.tensor([0, 3]), 3, ValueError, r"^batch must be 0 \.\. 2 .*got 3"),
         (torch.tensor([0]), -1, ValueError, r"^num_graphs must be 0 \.\. \d+, got -1"),
+        (
+            torch.tensor([0]),
+            2**70,
+            ValueError,
+            r"^num_graphs must be 0 .*got an integer of 71 bits",
+        ),
+        (torch.tensor([0]).to("meta"), None, ValueError, r"^batch must be on a device that holds"),
+        (torch.tensor([0]).to_sparse(), None, TypeError, r"^batch must be a dense tensor, got"),
         (torch.tensor([0]), 1.0, TypeError, r"^num_graphs must be an integer, got float"),
     ],
 )

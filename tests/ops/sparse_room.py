@@ -225,6 +225,16 @@ def meta(name: str) -> Any:
 
 
 BAD = (
+    BadInput("q_sparse", change(q=lambda a: a["q"].to_sparse()), TypeError,
+             r"^q must be a dense tensor, got layout torch.sparse_coo"),
+    BadInput("scale_beyond_floats", change(scale=-(10**400)), ValueError,
+             r"^scale must be in \[-1.79769e\+308, 1.79769e\+308\], got -inf"),
+    BadInput("temperature_beyond_floats", change(temperature=10**400), ValueError,
+             r"^temperature must be in \(0, 1.79769e\+308\], got inf"),
+    BadInput("normalization_list", change(normalization=["softmax"]), ValueError,
+             r"^normalization must be 'softmax' or 'exphormer', got \['softmax'\]"),
+    BadInput("return_scores_word", change(return_scores="yes"), TypeError,
+             r"^return_scores must be True or False, got str"),
     BadInput("q_no_tensor", change(q=[1.0]), TypeError, r"^q must be a tensor, got list"),
     BadInput("q_integer", change(q=lambda a: a["q"].long()), TypeError,
              r"^q must be float32, bfloat16, float16 or float64, got torch.int64"),

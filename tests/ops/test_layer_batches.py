@@ -84,6 +84,17 @@ def test_bad_layers_are_refused() -> None:
         ops.layer_batches(targets, [layer.index])
     with pytest.raises(ValueError, match=r"^neighbors must have as many rows in every layer"):
         ops.layer_batches(targets, [layer, other])
+    with pytest.raises(TypeError, match=r"^neighbors must be a sequence of Neighbors, got Tensor"):
+        ops.layer_batches(targets, layer.index)
+    wrong = layer._replace(edge=layer.edge[:, :1])
+    with pytest.raises(ValueError, match=r"^neighbors\[0\].edge must have shape .*, got \[4, 1\]"):
+        ops.layer_batches(targets, [wrong, layer])
+    wrong = layer._replace(index=layer.index.long())
+    with pytest.raises(TypeError, match=r"^neighbors\[1\].index must be torch.int32"):
+        ops.layer_batches(targets, [layer, wrong])
+    wrong = layer._replace(index=layer.index + 9)
+    with pytest.raises(ValueError, match=r"^neighbors\[0\].index must be below 4 \(N\), got \d+"):
+        ops.layer_batches(targets, [wrong])
 
 
 @pytest.mark.parametrize("typed", [False, True])
