@@ -161,6 +161,8 @@ class Draw:
         return self.one((*sizes, *NOT_A_NUMBER))
 
     def _odd_tensor(self, value: Tensor) -> tuple[str, Any]:
+        if value.layout != torch.strided:
+            return "dense", value.to_dense()
         changes = [
             self._other_dtype,
             self._other_rank,
@@ -180,7 +182,7 @@ class Draw:
     def _other_rank(self, value: Tensor) -> tuple[str, Any]:
         value = value.detach()
         if value.dim() == 0 or self.chance(0.5):
-            return "one more dimension", value.unsqueeze(self.one((0, -1)))
+            return "one more dimension", torch.stack((value, value), self.one((0, -1)))
         if self.chance(0.5) and value.size(0):
             return "one dimension less", value[0]
         return "flat", value.flatten()
@@ -199,7 +201,7 @@ class Draw:
         return f"size {wanted} at {axis}", value.detach().index_select(axis, places)
 
     def _other_values(self, value: Tensor) -> tuple[str, Any]:
-        value = value.detach().clone()
+        value = value.detach().clone(memory_format=torch.contiguous_format)
         flat = value.view(-1)
         if not flat.numel():
             return "unchanged", value
@@ -207,7 +209,7 @@ class Draw:
         if value.is_floating_point():
             largest = torch.finfo(value.dtype).max
             filling = self.one((math.nan, math.inf, -math.inf, largest, -largest, -0.0, -1.0))
-        elif value.dtype == torch.bool:
+        elif value.dtype == torch.bool or value.is_complex():
             filling = True
         else:
             limits = torch.iinfo(value.dtype)
@@ -244,7 +246,7 @@ class Draw:
             return "a Parameter", torch.nn.Parameter(value)
         if kind == "sparse" and value.dim():
             return "sparse", value.to_sparse()
-        if kind == "numpy" and value.dtype != torch.bfloat16:
+        if kind == "numpy" and value.dtype != torch.bfloat16 and not value.is_neg():
             return "a NumPy array", value.numpy()
         if kind == "list":
             return "a list", value.tolist()

@@ -57,7 +57,10 @@ def make(room: str, seed: int, number: int, *, enormous: bool = False) -> tuple[
 
 def try_case(room: str, seed: int, number: int, *, enormous: bool = False) -> str:
     """Make the call; returns what judge.judge does, or a fault's words."""
-    case, twists = make(room, seed, number, enormous=enormous)
+    try:
+        case, twists = make(room, seed, number, enormous=enormous)
+    except Exception as error:
+        return f"could not be made: {type(error).__name__}: {error}"
     try:
         return judge(case, plain=not twists)
     except Fault as fault:

@@ -60,7 +60,8 @@ def block_sparse_linear(
         names = ", ".join(repr(each) for each in ACTIVATIONS[1:])
         raise ValueError(f"activation must be None, {names}, got {activation!r}")
     chosen = _backends.resolve("block_sparse_linear", backend, BACKENDS, x.device, x.dtype)
-    rows = x.reshape(-1, weight.shape[1]) if x.dim() != 2 else x
+    # not -1: no number of rows can be told from tensors without elements
+    rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), weight.shape[1])
     if chosen == "reference":
         out = reference.forward(rows, weight, bias, name)
     else:

@@ -23,7 +23,7 @@ def weights(draw: Draw, graph: Graph, layers: int | None) -> Tensor:
         if draw.chance(0.2):
             values[torch.rand(shape, generator=draw.generator) < 0.4] = filling
     kind = draw.one((torch.float32, torch.float32, *FLOATS))
-    return values.clamp(max=torch.finfo(kind).max).to(kind)
+    return values.clamp(max=min(torch.finfo(kind).max, 2.0**100)).to(kind)
 
 
 def sample(draw: Draw) -> Case:

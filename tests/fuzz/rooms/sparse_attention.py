@@ -41,7 +41,7 @@ def case(draw: Draw) -> Case:
         slots = draw.size(3)
         arguments["prefix_k"] = draw.floats(slots, heads, width, dtype=kind)
         arguments["prefix_v"] = draw.floats(slots, heads, out_width, dtype=kind)
-    if draw.chance(0.1):
+    if draw.chance(0.1) and width == out_width:
         arguments["k"] = arguments["v"] = draw.floats(num_src, heads, width, dtype=kind)
     tensors = [name for name, value in arguments.items() if hasattr(value, "is_floating_point")]
     learn = tuple(name for name in tensors if name != "seed" and draw.chance(0.6))
