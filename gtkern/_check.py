@@ -100,6 +100,14 @@ def same_device(**tensors: Tensor | None) -> None:
             )
 
 
+def falls(values: Tensor) -> Tensor:
+    """bool [N - 1]: where a value is below the one before it.
+
+    Not by their difference, which wraps where values are as large as their dtype has them.
+    """
+    return values[1:] < values[:-1]
+
+
 def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
     """Return `value` as a float in low .. high.
 

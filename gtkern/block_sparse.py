@@ -88,7 +88,7 @@ class BlockSparseMatrix:
         _check.has_values("values", values)
         counts = row_ptr.diff()
         first, end = int(row_ptr[0]), int(row_ptr[-1])
-        if first != 0 or end != values.size(0) or bool((counts < 0).any()):
+        if first != 0 or end != values.size(0) or bool(_check.falls(row_ptr).any()):
             raise ValueError(
                 f"row_ptr must rise from 0 to {values.size(0)} (the number of blocks), "
                 f"got {row_ptr.tolist() if rows < 16 else [first, '...', end]}"

@@ -205,8 +205,9 @@ class Graph:
                 f"row_ptr must run from 0 to the number of edges {col.numel()}, "
                 f"got {first} .. {last}"
             )
-        if bool((row_ptr.diff() < 0).any()):
-            at = int((row_ptr.diff() < 0).nonzero()[0])
+        falls = _check.falls(row_ptr)
+        if bool(falls.any()):
+            at = int(falls.nonzero()[0])
             raise ValueError(
                 f"row_ptr must not fall, got {int(row_ptr[at])} then {int(row_ptr[at + 1])} "
                 f"at position {at + 1}"
@@ -490,8 +491,10 @@ def _node_counts(
     if num_nodes is None:
         if source.numel() == 0:
             return 0, 0
-        count = int(torch.maximum(source.max(), destination.max())) + 1
-        return count, count
+        largest = int(torch.maximum(source.max(), destination.max()))
+        if largest >= _MAX_NODES:
+            raise ValueError(f"edge_index must be 0 .. {_MAX_NODES - 1}, got {largest}")
+        return largest + 1, largest + 1
     return _both(num_nodes)
 
 

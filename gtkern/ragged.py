@@ -74,9 +74,9 @@ class Ragged:
         host = ptr.detach().to("cpu", torch.int64, copy=True)
         if int(host[0]) != 0:
             raise ValueError(f"ptr must begin with 0, got {int(host[0])}")
-        sizes = host.diff()
-        if bool((sizes < 0).any()):
-            at = int((sizes < 0).nonzero()[0])
+        falls = _check.falls(host)
+        if bool(falls.any()):
+            at = int(falls.nonzero()[0])
             raise ValueError(
                 f"ptr must not fall, got {int(host[at])} then {int(host[at + 1])} "
                 f"at position {at + 1}"
@@ -116,7 +116,7 @@ class Ragged:
             raise TypeError(f"batch must be int32 or int64, got {batch.dtype}")
         _check.rank("batch", batch, "N")
         _check.has_values("batch", batch)
-        falls = (batch.diff() < 0).nonzero()
+        falls = _check.falls(batch).nonzero()
         if falls.numel():
             at = int(falls[0])
             raise ValueError(
@@ -228,8 +228,8 @@ class PairIndex:
                 f"got {_check.short(num_entries)}"
             )
         _check.shape("index", index, "num_pairs", (ragged.num_pairs,))
-        _check.has_values("index", index)
         _check.same_device(ragged=ragged.ptr, index=index)
+        _check.has_values("index", index)
         masked = cls.MASKED[index.dtype]
         low, high = torch.aminmax(index) if index.numel() else (0, 0)
         if int(low) < 0 or int(high) >= num_entries:

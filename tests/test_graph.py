@@ -417,6 +417,7 @@ POINTER, COLUMN = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1])
          "edge_index must be on a device that holds values, got meta"),
         (GOOD.to_sparse(), 3, None, TypeError,
          "edge_index must be a dense tensor, got layout torch.sparse_coo"),
+        (GOOD * 2**61, None, None, ValueError, "edge_index must be 0 .. 2147483646, got 46116860"),
         (GOOD, 2.5, None, TypeError, "num_nodes must be an integer, got float"),
         (GOOD, "3", None, TypeError, "num_nodes must be an integer, got str"),
         (GOOD, 3, [0] * 6, TypeError, "edge_type must be a tensor, got list"),
@@ -460,6 +461,9 @@ def test_bad_edge_lists_are_refused(
         (POINTER, COLUMN.to_sparse(), None, TypeError, "col must be a dense tensor, got layout"),
         (POINTER[:2], COLUMN, None, ValueError,
          "row_ptr must run from 0 to the number of edges 3, got 0 .. 1"),
+        # the differences wrap around to numbers that are not negative
+        (torch.tensor([0, 2**62 + 1, -(2**62), 3]), COLUMN, None, ValueError,
+         "row_ptr must not fall, got 4611686018427387905 then -4611686018427387904 at position 2"),
         (torch.tensor([0, 2, 1, 3]), COLUMN, None, ValueError,
          "row_ptr must not fall, got 2 then 1 at position 2"),
         (POINTER, COLUMN + 1, None, ValueError, "col must be 0 .. 1 (num_nodes - 1), got 2"),

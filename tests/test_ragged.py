@@ -90,6 +90,11 @@ def test_moving_to_the_same_device_is_free(device: torch.device) -> None:
         (torch.empty(0, dtype=torch.int64), ValueError, r"^ptr must have at least 1 entry"),
         (torch.tensor([1, 2]), ValueError, r"^ptr must begin with 0, got 1"),
         (torch.tensor([0, 4, 3]), ValueError, r"^ptr must not fall, got 4 then 3 at position 2"),
+        (
+            torch.tensor([0, 2**62 + 1, -(2**62), 3]),
+            ValueError,
+            r"^ptr must not fall, got 4",
+        ),
         (torch.tensor([0, 2**31]), ValueError, r"^ptr must end at 2147483647 nodes at most, got"),
     ],
 )

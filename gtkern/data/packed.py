@@ -391,7 +391,7 @@ def _pointer(name: str, ptr: Tensor, rows: int) -> Tensor:
         raise TypeError(f"{name} must be int64 on cpu, got {ptr.dtype} on {ptr.device}")
     if ptr.dim() != 1 or ptr.numel() == 0:
         raise ValueError(f"{name} must have shape [G + 1], got {list(ptr.shape)}")
-    if int(ptr[0]) != 0 or int(ptr[-1]) != rows or bool((ptr.diff() < 0).any()):
+    if int(ptr[0]) != 0 or int(ptr[-1]) != rows or bool(_check.falls(ptr).any()):
         raise ValueError(
             f"{name} must rise from 0 to {rows} (rows), got {int(ptr[0])} .. {int(ptr[-1])}"
         )

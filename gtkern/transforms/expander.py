@@ -77,6 +77,7 @@ def expander_edges(
     nodes = _integer("num_nodes", num_nodes, 0, _MAX_NODES)
     degree = _integer("degree", degree, 1, _MAX_NODES)
     tries = _integer("max_tries", max_tries, 1, _MAX_NODES)
+    _check.flag("remove_duplicates", remove_duplicates)
     if algorithm not in ALGORITHMS:
         names = ", ".join(repr(name) for name in ALGORITHMS)
         raise ValueError(f"algorithm must be one of {names}, got {algorithm!r}")
@@ -88,9 +89,7 @@ def expander_edges(
     least_gap = max(0.0, 2 * degree - 2 * math.sqrt(2 * degree - 1) - SLACK)
     best = _best_expander if _native is None else _native.best_expander
     tries = 0 if nodes > UNTESTED_ABOVE else tries
-    edges, _ = best(
-        algorithm, nodes, degree, key, tries, least_gap, _RESIDUAL, bool(remove_duplicates)
-    )
+    edges, _ = best(algorithm, nodes, degree, key, tries, least_gap, _RESIDUAL, remove_duplicates)
     return torch.from_numpy(edges)
 
 

@@ -169,6 +169,8 @@ def _edges(edge_index: Tensor) -> None:
         )
     if edge_index.dtype != torch.int64:
         raise TypeError(f"edge_index must be int64, got {edge_index.dtype}")
+    if edge_index.device.type != "cpu":
+        raise ValueError(f"edge_index must be on cpu, got {edge_index.device}")
 
 
 def _checked(
@@ -181,12 +183,11 @@ def _checked(
         raise ValueError(f"ptr must have shape [G + 1], got {list(ptr.shape)}")
     if ptr.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ptr must be int64, got {ptr.dtype}")
-    for name, value in (("edge_index", edge_index), ("ptr", ptr)):
-        if value.device.type != "cpu":
-            raise ValueError(f"{name} must be on cpu, got {value.device}")
+    if ptr.device.type != "cpu":
+        raise ValueError(f"ptr must be on cpu, got {ptr.device}")
     ptr = ptr.to(torch.int64)
     counts = ptr.diff()
-    if int(ptr[0]) != 0 or bool((counts < 0).any()):
+    if int(ptr[0]) != 0 or bool(_check.falls(ptr).any()):
         raise ValueError(f"ptr must begin with 0 and not fall, got {_short(ptr)}")
     if int(ptr[-1]) > _MAX_EDGES:
         raise ValueError(f"ptr must end at {_MAX_EDGES} nodes at most, got {int(ptr[-1])}")

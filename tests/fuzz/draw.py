@@ -67,9 +67,13 @@ class Draw:
     def maybe(self, probability: float, make: Callable[[], T]) -> T | None:
         return make() if self.chance(probability) else None
 
-    def floats(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Values that every dtype has exactly, sometimes all zeros or denormal."""
+    def floats(
+        self, *shape: int, dtype: torch.dtype = torch.float32, usual: bool = False
+    ) -> Tensor:
+        """Values that every dtype has exactly; unless `usual`, sometimes all zeros or denormal."""
         values = torch.randn(shape, generator=self.generator).to(torch.bfloat16).to(dtype)
+        if usual:
+            return values
         if self.chance(0.05):
             values = torch.zeros_like(values)
         elif self.chance(0.05) and dtype != torch.float64:
@@ -237,6 +241,8 @@ class Draw:
 
     def _other_kind(self, value: Tensor) -> tuple[str, Any]:
         value = value.detach()
+        if value.is_meta:
+            return "unchanged", value
         kind = self.one(("meta", "subclass", "parameter", "sparse", "numpy", "list", "else"))
         if kind == "meta":
             return "on meta", value.to("meta")

@@ -20,13 +20,14 @@ from gtkern.ops import ConvergenceError
 from gtkern.testing import ERROR_BUDGET, relative_error
 
 PACKAGE = pathlib.Path(gtkern.__file__).parent
-LARGE = 1e6
+LARGE = 1e3
 """Of the size of a number: beyond it, or below its inverse, sums may overflow."""
+OUT_OF_MEMORY = r"allocate (\d+ bytes|a result of shape)"
 UNIT = 0.5
 """As that of gradients in tests/ops/room.py: below this size, where inputs have unit size, errors
 are not magnified: sums cancel."""
 GROWTH = 8
-"""How many times options, such as a small temperature, make larger what cancels."""
+"""How many times larger than for the samples of the rooms' tests errors may be."""
 
 
 class Fault(AssertionError):
@@ -44,6 +45,8 @@ class Case:
         oracle: results are compared with float64 maths; not where they need not agree.
         gradients: names of the floating arguments whose gradients are asked for.
         backends: whether the function has an argument `backend`.
+        names: that a refusal may name; default: those of the arguments.
+        growth: how many times larger than usual errors may be.
     """
 
     function: Callable[..., Any]
@@ -54,6 +57,7 @@ class Case:
     gradients: tuple[str, ...] = ()
     backends: bool = True
     names: tuple[str, ...] = field(default=())
+    growth: float = 1.0
 
 
 def judge(case: Case, *, plain: bool) -> str:
@@ -113,7 +117,7 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an exception says that memory did not suffice."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"allocate \d+ bytes", str(error)))
+    return isinstance(error, RuntimeError) and bool(re.search(OUT_OF_MEMORY, str(error)))
 
 
 def check_refusal(error: Exception, case: Case) -> None:
@@ -189,7 +193,7 @@ def _check_values(case: Case, results: Any, gradients: Mapping[str, Tensor], tam
     narrow = [value.dtype for value in _tensors(arguments.values()) if value.is_floating_point()]
     if not narrow:
         return
-    budget = GROWTH * max(ERROR_BUDGET[dtype] for dtype in narrow)
+    budget = case.growth * _growth(arguments) * max(ERROR_BUDGET[dtype] for dtype in narrow)
     wide = {name: _widened(value) for name, value in arguments.items()}
     expected, expected_gradients = _run(case, wide)
     pairs = zip(_named(results), _named(expected), strict=True)
@@ -199,6 +203,17 @@ def _check_values(case: Case, results: Any, gradients: Mapping[str, Tensor], tam
     for name, value in gradients.items():
         # what the reference does not reach has no gradient
         _compare(name, value, expected_gradients.get(name, torch.zeros_like(value)), budget)
+
+
+def _growth(arguments: Mapping[str, Any]) -> float:
+    """How many times options make larger what cancels: a large scale twice, by its product too."""
+    growth = GROWTH / (1 - (arguments.get("dropout") or 0))
+    if "q" in arguments:
+        usual = arguments["q"].size(-1) ** -0.5
+        scale = arguments.get("scale")
+        scale = usual if scale is None else abs(scale)
+        growth *= max(1.0, scale / usual / arguments.get("temperature", 1.0)) ** 2
+    return growth
 
 
 def _compare(name: str, value: Tensor, other: Tensor, budget: float) -> None:

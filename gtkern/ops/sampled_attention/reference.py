@@ -63,7 +63,8 @@ def forward(
     if terms.bias_edge is not None:
         score = score + by_place(terms.bias_edge)
     score = score / options.temperature
-    if options.clamp != float("inf"):
+    # torch takes no bound that the dtype has not
+    if options.clamp <= torch.finfo(score.dtype).max:
         score = score.clamp(-options.clamp, options.clamp)
     score = torch.where(real[:, :, None], score, float("-inf"))
 

@@ -105,6 +105,7 @@ def sparse_attention(
     recomputing backward pass; Li and Liang 2021, section 4, for the prefix.
     """
     _check_inputs(q, k, v, graph)
+    _check.flag("return_scores", return_scores)
     num_edges, heads, width = graph.num_edges, q.size(1), q.size(2)
     key_table, key_edge = _by_type_or_edge("key_scale", key_scale, graph, (heads, width))
     bias_table, bias_edge = _by_type_or_edge("bias", bias, graph, (heads,))
@@ -122,7 +123,6 @@ def sparse_attention(
         prefix_k=prefix_k,
         prefix_v=prefix_v,
     )
-    _check.flag("return_scores", return_scores)
     numbers = _attention.numbers(width, scale, clamp, temperature, dropout, normalization)
     chosen = _backends.resolve("sparse_attention", backend, BACKENDS, q.device, q.dtype)
     terms = Terms(key_table, bias_table, key_edge, bias_edge, edge_query, edge_attr)

@@ -56,7 +56,8 @@ def forward(
         row = torch.cat((row, rows.repeat_interleave(slots)))
         item = torch.cat((edge, edge.numel() + torch.arange(num_dst * slots, device=q.device)))
     score = score / options.temperature
-    if options.clamp != float("inf"):
+    # torch takes no bound that the dtype has not
+    if options.clamp <= torch.finfo(score.dtype).max:
         score = score.clamp(-options.clamp, options.clamp)
 
     def row_sum(values: Tensor) -> Tensor:

@@ -81,7 +81,10 @@ def from_blocks(draw: Draw) -> Case:
         "shape": made.shape,
     }
     twisted = draw.twist(arguments)
-    return Case(BlockSparseMatrix.from_blocks, twisted, expect_structure, backends=False)
+    names = (*arguments, "block")
+    return Case(
+        BlockSparseMatrix.from_blocks, twisted, expect_structure, backends=False, names=names
+    )
 
 
 def expect_structure(results: Any, arguments: Mapping[str, Any]) -> None:

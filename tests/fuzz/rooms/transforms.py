@@ -49,6 +49,11 @@ def expect_paths(results: Any, arguments: Mapping[str, Any]) -> None:
 def walks(draw: Draw) -> Case:
     arguments = {**packed(draw), "steps": draw.one((1, 3, 16))}
     twisted = draw.twist(arguments)
+    ptr = twisted["ptr"]
+    if isinstance(ptr, torch.Tensor) and not ptr.is_meta and ptr.layout == torch.strided:
+        large = not ptr.is_complex() and bool((ptr.double().diff() > 2**12).any())
+        # the time grows with the square of the nodes
+        twisted["ptr"] = ptr.clamp(max=9) if large else ptr
     return Case(transforms.random_walk_encoding, twisted, expect_walks, backends=False)
 
 
