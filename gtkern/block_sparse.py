@@ -93,8 +93,8 @@ class BlockSparseMatrix:
                 f"row_ptr must rise from 0 to {values.size(0)} (the number of blocks), "
                 f"got {row_ptr.tolist() if rows < 16 else [first, '...', end]}"
             )
-        low, high = (int(col.min()), int(col.max())) if col.numel() else (0, 0)
-        if low < 0 or high >= max(cols, 1):
+        low, high = (int(col.min()), int(col.max())) if col.numel() else (0, -1)
+        if low < 0 or high >= cols:
             raise ValueError(
                 f"col must be 0 .. {cols - 1} (block columns - 1), got {low if low < 0 else high}"
             )

@@ -163,6 +163,7 @@ def built(**changed: Any) -> Callable[[], Any]:
         (built(col=torch.tensor([1, 1]), row_ptr=torch.tensor([0, 2, 2, 2])), ValueError,
          r"^col must rise"),
         (built(shape=(20, 16, 1)), ValueError, r"^shape must be \(C_out, C_in\)"),
+        (built(shape=(20, 0)), ValueError, r"^col must be 0 \.\. -1 .*got 1"),
         (built(shape=None), TypeError, r"^shape must be \(C_out, C_in\), got NoneType"),
         (built(shape=(20, 16.5)), TypeError, r"^shape must be an integer, got float"),
         (built(shape=(20, -1)), ValueError, r"^shape must be 0 .*got -1"),

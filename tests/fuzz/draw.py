@@ -250,7 +250,7 @@ class Draw:
             return "a subclass", value.as_subclass(Odd)
         if kind == "parameter" and value.is_floating_point():
             return "a Parameter", torch.nn.Parameter(value)
-        if kind == "sparse" and value.dim():
+        if kind == "sparse" and value.dim() and type(value) is Tensor:
             return "sparse", value.to_sparse()
         if kind == "numpy" and value.dtype != torch.bfloat16 and not value.is_neg():
             return "a NumPy array", value.numpy()

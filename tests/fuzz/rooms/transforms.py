@@ -28,7 +28,9 @@ def pairs_of(arguments: Mapping[str, Any]) -> int:
 
 def hops(draw: Draw) -> Case:
     arguments = {**packed(draw), "max_hops": draw.one((1, 3, 32766))}
-    return Case(transforms.hop_distances, draw.twist(arguments), expect_hops, backends=False)
+    names = (*arguments, "max_nodes")
+    twisted = draw.twist(arguments)
+    return Case(transforms.hop_distances, twisted, expect_hops, backends=False, names=names)
 
 
 def expect_hops(results: Any, arguments: Mapping[str, Any]) -> None:
@@ -38,7 +40,9 @@ def expect_hops(results: Any, arguments: Mapping[str, Any]) -> None:
 
 def paths(draw: Draw) -> Case:
     arguments = {**packed(draw), "max_length": draw.one((1, 3, 9))}
-    return Case(transforms.shortest_path_edges, draw.twist(arguments), expect_paths, backends=False)
+    names = (*arguments, "max_nodes")
+    twisted = draw.twist(arguments)
+    return Case(transforms.shortest_path_edges, twisted, expect_paths, backends=False, names=names)
 
 
 def expect_paths(results: Any, arguments: Mapping[str, Any]) -> None:
@@ -51,7 +55,7 @@ def walks(draw: Draw) -> Case:
     twisted = draw.twist(arguments)
     ptr = twisted["ptr"]
     if isinstance(ptr, torch.Tensor) and not ptr.is_meta and ptr.layout == torch.strided:
-        large = not ptr.is_complex() and bool((ptr.double().diff() > 2**12).any())
+        large = not ptr.is_complex() and bool((ptr.double().flatten().diff() > 2**12).any())
         # the time grows with the square of the nodes
         twisted["ptr"] = ptr.clamp(max=9) if large else ptr
     return Case(transforms.random_walk_encoding, twisted, expect_walks, backends=False)
