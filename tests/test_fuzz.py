@@ -8,11 +8,13 @@ from fuzz import judge
 from fuzz.rooms import ROOMS
 from fuzz.worker import run
 
-CASES = 150
+CASES = 120
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_odd_inputs_are_served_or_refused_in_plain_words(room: str) -> None:
+    # what is tried is small: threads would only wait for each other
+    torch.set_num_threads(1)
     tally = run(room, 0, range(CASES))
     listed = "\n".join(f"--case {number}: {fault}" for number, fault in tally.faults.items())
     assert not tally.faults, f"PYTHONPATH=tests python -m fuzz --room {room}:\n{listed}"

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -57,6 +58,8 @@ def make(room: str, seed: int, number: int, *, enormous: bool = False) -> tuple[
 
 def try_case(room: str, seed: int, number: int, *, enormous: bool = False) -> str:
     """Make the call; returns what judge.judge does, or a fault's words."""
+    # torch's, about sparse layouts
+    warnings.simplefilter("ignore")
     try:
         case, twists = make(room, seed, number, enormous=enormous)
     except Exception as error:
