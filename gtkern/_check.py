@@ -144,8 +144,8 @@ def dropout(value: Any) -> float:
     Raises:
         TypeError: no number. ValueError: outside [0, 1).
     """
-    share = number("dropout", value, 0, 1)
-    if share > 1 - 2.0**-32:
+    share = number("dropout", value, -math.inf, math.inf)
+    if not 0 <= share <= 1 - 2.0**-32:
         raise ValueError(f"dropout must be in [0, 1), got {share:g}")
     return share
 

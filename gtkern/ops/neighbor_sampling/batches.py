@@ -96,14 +96,10 @@ def layer_batches(targets: Tensor, neighbors: Sequence[Neighbors]) -> tuple[Laye
 
 def _check_layer(name: str, sampled: Neighbors) -> None:
     """Raise unless the three tensors are as `Neighbors` says: native code writes by their sizes."""
-    parts = (
-        ("index", sampled.index, torch.int32),
-        ("edge", sampled.edge, torch.int64),
-        ("type", sampled.type, torch.uint8),
-    )
+    parts = [("index", sampled.index, torch.int32), ("edge", sampled.edge, torch.int64)]
+    if sampled.type is not None:
+        parts.append(("type", sampled.type, torch.uint8))
     for part, value, dtype in parts:
-        if part == "type" and value is None:
-            continue
         _check.tensor(f"{name}.{part}", value)
         if value.dtype != dtype:
             raise TypeError(f"{name}.{part} must be {dtype}, got {value.dtype}")
