@@ -16,12 +16,20 @@ _TWINS = {
     "torch_geometric.nn.conv.gat_conv.GATConv": "gat_conv",
     "torch_geometric.nn.conv.appnp.APPNP": "appnp",
     "torch_geometric.nn.conv.gps_conv.GPSConv": "gps_conv",
+    "torch_geometric.nn.pool.topk_pool.TopKPooling": "topk_pooling",
     "torch.nn.modules.activation.MultiheadAttention": "multihead_attention",
     "torch.nn.modules.linear.Linear": "pruned_linear",
     "torch.nn.modules.transformer.TransformerEncoderLayer": "encoder_layer",
 }
 """Layers by their full names, so that none of their libraries need be loaded; and the modules of
 gtkern.nn.dropin, each of which holds one twin."""
+
+_COPIES = {
+    "ExphormerAttention": "exphormer_attention",
+    "GraphormerMultiheadAttention": "graphormer_attention",
+    "MultiheadAttention": "graphormer_attention",
+}
+"""Layers that are published as code to copy, by the names of their classes in any module."""
 
 _LEFT = {
     "torch_geometric.nn.conv.gatv2_conv.GATv2Conv": (
@@ -101,11 +109,12 @@ def accelerate(model: nn.Module, *, ignore_padding: bool = False) -> Report:
         if id(layer) in owned:
             continue
         kind = type(layer)
+        known = _twin_for(layer)
         if isinstance(layer, Twin):
             twin: type[Twin] = type(layer)
             left.append(Change(name, kind.__name__, "a twin already"))
-        elif _full_name(kind) in _TWINS:
-            twin = _load(_full_name(kind))
+        elif known is not None:
+            twin = known
             if not twin.concerns(layer):
                 continue
             reason = twin.refusal(layer)
@@ -157,11 +166,26 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _twin_for(layer: nn.Module) -> type[Twin] | None:
+    """The twin of layers of this class, or of this name in code that users copy."""
+    kind = type(layer)
+    if _full_name(kind) in _TWINS:
+        return _load(_full_name(kind))
+    if kind.__name__ in _COPIES and not kind.__module__.startswith(("torch.", "gtkern.")):
+        return _public(_COPIES[kind.__name__])
+    return None
+
+
 def _load(name: str) -> type[Twin]:
-    module = importlib.import_module(f"gtkern.nn.dropin.{_TWINS[name]}")
+    twin = _public(_TWINS[name])
+    assert _full_name(original(twin)) == name
+    return twin
+
+
+def _public(module_name: str) -> type[Twin]:
+    module = importlib.import_module(f"gtkern.nn.dropin.{module_name}")
     (public,) = module.__all__
     twin: type[Twin] = getattr(module, public)
-    assert _full_name(original(twin)) == name
     return twin
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gtkern.nn.dropin.appnp import APPNP
     from gtkern.nn.dropin.gat_conv import GATConv
     from gtkern.nn.dropin.gps_conv import GPSConv
+    from gtkern.nn.dropin.topk_pooling import TopKPooling
     from gtkern.nn.dropin.transformer_conv import TransformerConv
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RaggedMultiheadAttention",
     "SampledAttention",
     "TokenDroppingAttention",
+    "TopKPooling",
     "TransformerBlock",
     "TransformerConv",
     "TransformerEncoderLayer",
@@ -77,6 +79,7 @@ _LAZY = {
     "APPNP": "appnp",
     "GATConv": "gat_conv",
     "GPSConv": "gps_conv",
+    "TopKPooling": "topk_pooling",
     "TransformerConv": "transformer_conv",
 }
 

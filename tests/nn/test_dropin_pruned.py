@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,3 +67,31 @@ def test_scattered_zeros_are_left_alone() -> None:
     assert [change.name for change in report.left] == ["0", "2"]
     assert "prune whole blocks" in report.left[0].note
     assert not any(is_twin(layer) for layer in model)
+
+
+def test_a_pattern_of_zeros_is_used_while_nothing_trains_it() -> None:
+    layer = nn.Linear(320, 256)
+    with torch.no_grad():
+        layer.weight.mul_(blocks(256, 320, 32, 0.3))
+    twin = copy.deepcopy(layer)
+    (change,) = gtkern.accelerate(twin).replaced
+    assert "training" in change.note
+    x = torch.randn(ROWS, 320)
+    # zeros that train have gradients, and those are the layer's own
+    assert_same(layer, twin, (x,))
+    for each in (layer, twin):
+        each.weight.requires_grad_(False)
+    assert_same(layer, twin, (x,))
+    assert twin._matrix() is not None
+    with torch.no_grad():
+        for each in (layer, twin):
+            each.weight[:64] = 1
+    assert_same(layer, twin, (x,))
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_dense_layers_are_not_spoken_of() -> None:
+    report = gtkern.accelerate(nn.Linear(256, 256))
+    assert not report.replaced
+    assert not report.left

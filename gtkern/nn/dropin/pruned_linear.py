@@ -34,10 +34,11 @@ class _Layout(NamedTuple):
 
 
 class PrunedLinear(Twin, nn.Linear):
-    """torch.nn.Linear under torch.nn.utils.prune, whose empty blocks are not computed.
+    """torch.nn.Linear with a pruned weight, whose empty blocks are not computed.
 
-    The weight stays the dense parameter that it is, `weight_orig` with its mask; its kept blocks
-    are gathered in each call. Calls of few rows are the layer's own.
+    Under torch.nn.utils.prune the weight stays the dense parameter that it is, `weight_orig` with
+    its mask; its kept blocks are gathered in each call. Without a mask the zeros of the weight are
+    its pattern, as long as nothing trains it. Calls of few rows are the layer's own.
     """
 
     gain: ClassVar[str] = "the more, the fewer blocks are left"
@@ -46,12 +47,17 @@ class PrunedLinear(Twin, nn.Linear):
     @classmethod
     def concerns(cls, layer: nn.Module) -> bool:
         """See Twin."""
-        return isinstance(getattr(layer, "weight_mask", None), Tensor)
+        if isinstance(getattr(layer, "weight_mask", None), Tensor):
+            return True
+        settings: Any = layer
+        lazy = isinstance(settings.weight, nn.parameter.UninitializedParameter)
+        return not lazy and float((settings.weight != 0).float().mean()) <= DENSEST
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin."""
-        mask: Any = layer.weight_mask
+        settings: Any = layer
+        mask = getattr(layer, "weight_mask", settings.weight.detach())
         if mask.device.type != "cpu":
             return f"on {mask.device}; measured on a CPU only"
         if min(mask.shape) < FEWEST_CHANNELS:
@@ -59,7 +65,7 @@ class PrunedLinear(Twin, nn.Linear):
         block = _block(mask)
         if block is None:
             return (
-                f"its mask leaves more than {DENSEST:.0%} of the blocks of "
+                f"its zeros leave more than {DENSEST:.0%} of the blocks of "
                 f"{' or '.join(str(size) for size in reversed(BLOCKS))}; prune whole blocks"
             )
         return None
@@ -67,21 +73,40 @@ class PrunedLinear(Twin, nn.Linear):
     @classmethod
     def hand_over(cls, layer: nn.Module) -> str | None:
         """See Twin."""
-        return f"calls of fewer than {FEWEST_ROWS} rows"
+        few = f"calls of fewer than {FEWEST_ROWS} rows"
+        return few if hasattr(layer, "weight_mask") else f"training, and {few}"
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
         rows = input.numel() // max(input.size(-1), 1)
-        mask = getattr(self, "weight_mask", None)
         plain = input.dtype == self.weight.dtype and input.device.type == "cpu"
-        if mask is None or rows < FEWEST_ROWS or not plain or torch.is_autocast_enabled("cpu"):
+        if rows < FEWEST_ROWS or not plain or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        layout = self.graphs.get((mask,), "blocks", lambda: _layout(mask))
-        if layout is None:
+        matrix = self._matrix()
+        if matrix is None:
             return super().forward(input)
-        values = self.weight.flatten().index_select(0, layout.place.flatten())
-        matrix = layout.matrix.with_values(values.view(layout.place.shape))
         return ops.block_sparse_linear(input, matrix, self.bias)
+
+    def _matrix(self) -> BlockSparseMatrix | None:
+        """The kept blocks; None: there are too many, or any of the zeros may train away."""
+        weight = self.weight
+        mask = getattr(self, "weight_mask", None)
+        if mask is None and weight.requires_grad and torch.is_grad_enabled():
+            return None
+        pattern = weight if mask is None else mask
+        layout = self.graphs.get((pattern,), "blocks", lambda: _layout(pattern.detach()))
+        if layout is None:
+            return None
+
+        def gathered() -> BlockSparseMatrix:
+            values = weight.flatten().index_select(0, layout.place.flatten())
+            matrix: BlockSparseMatrix = layout.matrix.with_values(values.view(layout.place.shape))
+            return matrix
+
+        if mask is not None:
+            return gathered()
+        matrix: BlockSparseMatrix = self.graphs.get((weight,), "values", gathered)
+        return matrix
 
 
 def _block(mask: Tensor) -> int | None:

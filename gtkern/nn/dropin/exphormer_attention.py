@@ -1,0 +1,101 @@
+"""The twin of the attention of Exphormer's published code."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gtkern import ops
+from gtkern.nn.dropin.copies import CopiedTwin
+
+__all__ = ["CopiedExphormerAttention"]
+
+WIDEST = 256
+"""Channels of a head that the kernels take."""
+
+
+class CopiedExphormerAttention(CopiedTwin):
+    """Exphormer's attention over `gtkern.ops.sparse_attention`: no message is made.
+
+    It reads from the batch what the layer reads (x, expander_edge_index, expander_edge_attr and
+    those of the virtual nodes) and writes virt_h; the parts of the computation that the layer
+    leaves in the batch (Q_h, K_h, V_h, E, wV, Z) it does not.
+
+    Reference: Shirzad et al. 2023 (Exphormer), eq. 2. `gtkern.nn.ExphormerAttention` is the layer
+    for new models.
+    """
+
+    gain: ClassVar[str] = "the more, the longer the rows"
+
+    @classmethod
+    def concerns(cls, layer: nn.Module) -> bool:
+        """See Twin."""
+        parts = (getattr(layer, name, None) for name in "QKEV")
+        sizes = (getattr(layer, name, None) for name in ("out_dim", "num_heads"))
+        known = all(isinstance(part, nn.Linear) for part in parts)
+        return known and all(isinstance(size, int) for size in sizes)
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        settings: Any = layer
+        return f"heads wider than {WIDEST}" if settings.out_dim > WIDEST else super().refusal(layer)
+
+    @classmethod
+    def attempt(cls, layer: nn.Module) -> Tensor:
+        """See CopiedTwin."""
+        settings: Any = layer
+        like = settings.Q.weight
+        nodes, edges, channels = 4, 9, settings.E.in_features
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape).to(like)
+
+        batch = _Batch(
+            x=normal(nodes, settings.Q.in_features),
+            batch=torch.zeros(nodes, dtype=torch.int64, device=like.device),
+            expander_edge_index=torch.randint(nodes, (2, edges)).to(like.device),
+            expander_edge_attr=normal(edges, channels),
+            virt_h=normal(1, settings.Q.in_features),
+            virt_edge_index=torch.tensor([[0, nodes], [nodes, 1]], device=like.device),
+            virt_edge_attr=normal(2, channels),
+        )
+        out: Tensor = layer(batch)
+        return torch.cat((out, batch.virt_h))
+
+    def forward(self, batch: Any) -> Tensor:
+        """As the layer's."""
+        x, edges, attr = batch.x, batch.expander_edge_index, batch.expander_edge_attr
+        nodes = x.size(0)
+        if getattr(self, "use_virt_nodes", False):
+            x = torch.cat((x, batch.virt_h))
+            edges = self._with_virtual(edges, batch.virt_edge_index)
+            attr = torch.cat((attr, batch.virt_edge_attr))
+        shape = (-1, self.num_heads, self.out_dim)
+        attended: Tensor = ops.sparse_attention(
+            self.Q(x).view(shape),
+            self.K(x).view(shape),
+            self.V(x).view(shape),
+            self.graphs.graph(edges, (x.size(0), x.size(0))),
+            key_scale=self.E(attr).view(shape),
+            clamp=5.0,
+            normalization="exphormer",
+        )
+        out = attended.flatten(1)
+        if getattr(self, "use_virt_nodes", False):
+            batch.virt_h = out[nodes:]
+        return out[:nodes]
+
+    def _with_virtual(self, edges: Tensor, virtual: Tensor) -> Tensor:
+        """Both kinds of edges, as one tensor for all layers that meet them."""
+        together: Tensor = self.graphs.get(
+            (edges, virtual), "virtual", lambda: torch.cat((edges, virtual), dim=1)
+        )
+        return together
+
+
+class _Batch(types.SimpleNamespace):
+    """Attributes by name, as those of a PyG batch."""
