@@ -1,7 +1,7 @@
 """Times whole models as they are and with the same layers accelerated, forward and backward.
 
 python -m bench.dropin [--data-root FOLDER] [--models NAME ...] [--budget 8] [--out CSV]
-python -m bench.dropin --grid     layers on graphs of many sizes: where is a twin slower?
+python -m bench.dropin --grid [--layers NAME ...] [--budget 1]    where is a layer's twin slower?
 """
 
 from __future__ import annotations
@@ -19,9 +19,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, GATConv, GINConv, GPSConv, TransformerConv, global_add_pool
+from torch.nn.utils import prune
+from torch_geometric.nn import (
+    APPNP,
+    GATConv,
+    GINConv,
+    GPSConv,
+    TopKPooling,
+    TransformerConv,
+    global_add_pool,
+)
+from torch_geometric.utils import to_dense_batch
 
 import gtkern
+from bench.copied_layers import Exphormer, ExphormerAttention, GraphormerMultiheadAttention
+from bench.dropin_grid import LAYERS, show_grid
 from bench.harness import Clock, peak_memory, race, relative_error
 from bench.limits import Limits
 from bench.run import Record, conditions, save
@@ -83,12 +95,63 @@ class Graphs(nn.Module):
         return out
 
 
+class Pooled(nn.Module):
+    """Two poolings, one behind the other, and a sum over what is left of each graph."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TopKPooling(width) for _ in range(2))
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        for layer in self.layers:
+            x, edge_index, _, batch, _, _ = layer(x, edge_index, None, batch)
+        return global_add_pool(x, batch)
+
+
+class Padded(nn.Module):
+    """Layers on a padded batch [G, n, C]; the sum over what is no padding."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, padding: Tensor, bias: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            if bias is None:
+                x = layer(x, src_key_padding_mask=padding)
+            else:
+                turned = x.transpose(0, 1)
+                named = {"key_padding_mask": padding, "need_weights": False}
+                x = x + layer(turned, turned, turned, bias, **named)[0].transpose(0, 1)
+        return x.masked_fill(padding[..., None], 0).sum(1)
+
+
+class Expanded(nn.Module):
+    """Exphormer's attention over the edges of a graph and of an expander, three times."""
+
+    def __init__(self, channels: int, edges: Tensor, nodes: int) -> None:
+        super().__init__()
+        self.encode = nn.Linear(channels, 64)
+        virtual = torch.zeros(2, 0, dtype=torch.int64)
+        self.layers = nn.ModuleList(
+            Exphormer(ExphormerAttention(64, 64, 4, False, False), edges, virtual) for _ in range(3)
+        )
+        self.kind = nn.Embedding(2, 64)
+        self.nodes = nodes
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        x, attr, none = self.encode(x), self.kind(kind), x.new_zeros(0, 64)
+        for layer in self.layers:
+            x = x + layer(x, attr, none, none)[0]
+        return x
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model, and what it is called with.
 
     Attributes:
-        goal: how many times as fast the accelerated model shall be.
+        goal: how many times as fast the accelerated model shall be; NaN: none was set.
         shape: in words.
     """
 
@@ -127,13 +190,61 @@ def _predictor(data: NodeData) -> nn.Module:
     return Predictor(data.x.size(1), data.num_classes)
 
 
-def _molecules(root: str) -> Problem:
-    packed = load_graphs("nci1", root).graphs
+def _batch(name: str, root: str) -> tuple[Tensor, Tensor, Tensor, str]:
+    """x, edge_index, the graph of each node, and the sizes in words, of 128 graphs."""
+    packed = load_graphs(name, root).graphs
     batch = packed.batch(list(range(128)))
     x = batch.x if batch.x.is_floating_point() else nn.functional.one_hot(batch.x[:, 0]).float()
     graph = torch.arange(128).repeat_interleave(batch.ptr.diff())
     shape = f"128 graphs, N {x.size(0):,} E {batch.edge_index.size(1):,}"
-    return Problem(Graphs(x.size(1), 64), (x, batch.edge_index, graph), 2, shape)
+    return x, batch.edge_index, graph, shape
+
+
+def _molecules(root: str) -> Problem:
+    x, edges, graph, shape = _batch("nci1", root)
+    return Problem(Graphs(x.size(1), 64), (x, edges, graph), 2, shape)
+
+
+def _pooling(root: str) -> Problem:
+    x, edges, graph, shape = _batch("nci1", root)
+    return Problem(Pooled(64), (torch.randn(x.size(0), 64), edges, graph), math.nan, shape)
+
+
+def _encoder(root: str) -> Problem:
+    _, _, graph, shape = _batch("nci1", root)
+    x, real = to_dense_batch(torch.randn(len(graph), 64), graph)
+    layers = [
+        nn.TransformerEncoderLayer(64, 4, 128, 0.0, "relu", batch_first=True) for _ in range(3)
+    ]
+    return Problem(Padded(layers), (x, ~real), math.nan, shape)
+
+
+def _graphormer(root: str) -> Problem:
+    _, _, graph, shape = _batch("molhiv", root)
+    x, real = to_dense_batch(torch.randn(len(graph), 80), graph)
+    bias = torch.randn(128, 8, x.size(1), x.size(1), requires_grad=True)
+    layers = [GraphormerMultiheadAttention(80, 8) for _ in range(3)]
+    return Problem(Padded(layers), (x, ~real, bias), math.nan, shape)
+
+
+def _exphormer(root: str) -> Problem:
+    data = load_published("photo", root)
+    nodes = data.x.size(0)
+    expander = random_edges("uniform", nodes, 6 * nodes, seed=0)
+    edges = torch.cat((data.edge_index, expander), dim=1)
+    kind = (torch.arange(edges.size(1)) >= data.edge_index.size(1)).long()
+    model = Expanded(data.x.size(1), edges, nodes)
+    return Problem(model, (data.x, kind), math.nan, f"N {nodes:,} E {edges.size(1):,}")
+
+
+def _pruned(root: str) -> Problem:
+    layers = [nn.Linear(512, 512) for _ in range(3)]
+    for layer in layers:
+        kept = (torch.rand(16, 16) < 0.25).float()
+        mask = kept.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        with torch.no_grad():  # a weight with a history cannot be copied
+            prune.custom_from_mask(layer, "weight", mask)
+    return Problem(Stack(layers), (torch.randn(4096, 512),), math.nan, "a quarter of 32 x 32")
 
 
 MODELS: dict[str, Callable[[str], Problem]] = {
@@ -142,6 +253,11 @@ MODELS: dict[str, Callable[[str], Problem]] = {
     "gat-conv-photo": _on_nodes("photo", _stack(GATConv, 4, 16), 4),
     "gat-conv-tolokers": _on_nodes("tolokers", _stack(GATConv, 4, 16), 4),
     "gps-conv-nci1": _molecules,
+    "encoder-layer-nci1": _encoder,
+    "graphormer-attention-molhiv": _graphormer,
+    "exphormer-attention-photo": _exphormer,
+    "topk-pooling-nci1": _pooling,
+    "pruned-mlp": _pruned,
     "appnp-photo": _on_nodes("photo", _predictor, 3),
     "appnp-tolokers": _on_nodes("tolokers", _predictor, 3),
 }
@@ -173,7 +289,7 @@ def _whole(names: Sequence[str], root: str, budget: float, out: pathlib.Path | N
         problem = MODELS[name](root)
         model = problem.model
         twin = copy.deepcopy(model)
-        report = gtkern.accelerate(twin)
+        report = gtkern.accelerate(twin, ignore_padding=True)
         assert report.replaced, str(report)
         calls = [_step(each, problem.inputs) for each in (twin, model)]
         # all gradients as one vector: some, such as that of the keys' bias, are 0 but for rounding
@@ -186,7 +302,7 @@ def _whole(names: Sequence[str], root: str, budget: float, out: pathlib.Path | N
             f"{samples[1].median * 1e3:.1f}",
             f"{samples[0].median * 1e3:.1f}",
             f"{ratio:.1f}",
-            f"{problem.goal:g}",
+            "" if math.isnan(problem.goal) else f"{problem.goal:g}",
             f"{peaks[1] / 2**20:.0f} -> {peaks[0] / 2**20:.0f}",
             f"{peaks[0] / peaks[1]:.2f}",
         )
@@ -220,43 +336,6 @@ def _whole(names: Sequence[str], root: str, budget: float, out: pathlib.Path | N
     Console(width=None if sys.stdout.isatty() else 120).print(view)
 
 
-def _grid(budget: float) -> None:
-    """Layers on graphs from tiny to small, the edges known from before and new in every call."""
-    kinds = {"transformer": TransformerConv, "gat": GATConv}
-    view = Table(title="A layer as it is over its twin, forward and backward: times as long")
-    for title in ("layer", "nodes", "edges", "heads x width", "same edges", "new edges"):
-        view.add_column(title, justify="left" if title == "layer" else "right")
-    for kind in (*kinds, "appnp"):
-        for nodes, edges in ((4, 6), (30, 60), (300, 1200), (3000, 12000)):
-            for heads, width in ((1, 4), (8, 32)):
-                row = _cell(kinds.get(kind), nodes, edges, heads, width, budget)
-                view.add_row(kind, f"{nodes}", f"{edges}", f"{heads} x {width}", *row)
-    Console(width=None if sys.stdout.isatty() else 120).print(view)
-
-
-def _cell(layer: Any, nodes: int, edges: int, heads: int, width: int, budget: float) -> list[str]:
-    torch.manual_seed(0)
-    channels = heads * width
-    model = APPNP(10, 0.1) if layer is None else layer(channels, width, heads=heads)
-    twin = copy.deepcopy(model)
-    gtkern.accelerate(twin)
-    x = torch.randn(nodes, channels, requires_grad=True)
-    given = random_edges("power_law", nodes, edges, seed=0)
-    row = []
-    for fresh in (False, True):
-
-        def run(each: nn.Module, fresh: bool = fresh) -> Any:
-            out = each(x, given.clone() if fresh else given)
-            return torch.autograd.grad(out.square().sum(), [x, *each.parameters()])
-
-        calls = [lambda each=each: run(each) for each in (twin, model)]
-        for call in calls:
-            call()
-        samples = race(calls, Clock(DEVICE), budget_s=budget)
-        row.append(f"{samples[1].ratio_to(samples[0]):.2f}")
-    return row
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
@@ -265,12 +344,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--data-root", default="data", help="where the published sets are")
-    parser.add_argument("--grid", action="store_true", help="single layers on small graphs")
+    parser.add_argument("--grid", action="store_true", help="single layers, tiny to large")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="of it")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds for each side")
     parser.add_argument("--out", type=pathlib.Path, metavar="CSV", help="add the rows to this file")
     options = parser.parse_args(arguments)
     if options.grid:
-        _grid(options.budget)
+        show_grid(options.budget, options.layers)
     else:
         _whole(options.models, options.data_root, options.budget, options.out)
     return 0

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gtkern
-from gtkern.testing import random_edges
-from tests.nn.copied_layers import (
+from bench.copied_layers import (
     Exphormer,
     ExphormerAttention,
     Graphormer,
     GraphormerMultiheadAttention,
 )
+from gtkern.testing import random_edges
 from tests.nn.twins import assert_same, is_twin
 
 NODES = 7

@@ -15,7 +15,7 @@ from gtkern.ragged import Ragged
 __all__ = ["GraphCache"]
 
 T = TypeVar("T")
-_MOST = 16
+_MOST = 32
 
 
 class _Entry(NamedTuple):
@@ -77,6 +77,17 @@ class GraphCache:
         # and what is lost where two assign is made again
         self._entries = kept
         return value
+
+    @torch.compiler.disable
+    def known(self, source: Tensor) -> bool:
+        """Whether this tensor, unchanged, was asked about before.
+
+        What is made of a tensor pays for itself from the second call on; a small one that is new in
+        each call had better be left to the layer.
+        """
+        calls: list[None] = self.get((source,), "calls", list)
+        calls.append(None)
+        return len(calls) > 1
 
     def graph(self, edges: Any, num_nodes: tuple[int, int]) -> Graph:
         """The graph of an edge_index, a torch sparse matrix, or the pinned one.
