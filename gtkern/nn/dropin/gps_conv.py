@@ -49,8 +49,7 @@ class GPSConv(Twin, gps_conv.GPSConv):
 
     def _ragged(self, x: Tensor, batch: Tensor | None) -> Ragged:
         if batch is None:
-            # one graph of all nodes
-            return Ragged.from_batch(x.new_zeros(x.size(0), dtype=torch.int64))
+            return Ragged.from_ptr(torch.tensor([0, x.size(0)]).to(x.device))
         return self.graphs.ragged(batch)
 
     def _after(
