@@ -15,17 +15,14 @@ from torch_geometric.utils import to_undirected
 
 import gtkern
 from gtkern import Graph
+from gtkern.nn.dropin.appnp import APPNP as APPNP_TWIN
 from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import LAWS, random_edges
 from tests.nn.twins import assert_same, results, twin_of
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 WIDTH, EDGE_WIDTH = 5, 3
-
-
-@pytest.fixture(autouse=True)
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small calls are computed too."""
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 0)
 
 
 @st.composite
@@ -296,3 +293,20 @@ def test_message_hooks_still_see_messages() -> None:
     layer.register_message_forward_hook(lambda module, given, out: seen.append(len(out)))
     layer(torch.randn(20, WIDTH), EDGES)
     assert seen == [90]
+
+
+def test_new_edges_of_a_small_call_are_appnps_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, x, calls = twin_of(LAYERS["appnp"]()), torch.randn(20, WIDTH), []
+    swept = gtkern.ops.propagate
+    monkeypatch.setattr(APPNP_TWIN, "fewest", 90 * WIDTH * 3 + 1)
+    monkeypatch.setattr(
+        gtkern.ops, "propagate", lambda *given, **named: calls.append(1) or swept(*given, **named)
+    )
+    for expected in (0, 1, 2):
+        twin(x, EDGES)
+        assert len(calls) == expected
+    twin(x, EDGES.clone())
+    assert len(calls) == 2
+    monkeypatch.setattr(APPNP_TWIN, "fewest", 90 * WIDTH * 3)
+    twin(x, EDGES.clone())
+    assert len(calls) == 3

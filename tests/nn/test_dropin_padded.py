@@ -16,6 +16,8 @@ import gtkern
 from gtkern.testing import random_edges
 from tests.nn.twins import assert_same, is_twin
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 WIDTH = 12
 
 

@@ -15,6 +15,8 @@ import gtkern
 from gtkern.testing import random_edges
 from tests.nn.twins import assert_same, is_twin, twin_of
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 CHANNELS = 5
 
 
@@ -83,3 +85,17 @@ def test_a_pooling_made_by_itself_is_restored() -> None:
     assert gtkern.restore(other) == 1
     assert type(other) is TopKPooling
     assert_same(other, layer, (torch.randn(8, CHANNELS), random_edges("uniform", 8, 20, seed=1)))
+
+
+def test_small_calls_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = twin_of(TopKPooling(CHANNELS))
+    x, edges = torch.randn(6, CHANNELS), random_edges("uniform", 6, 20, seed=3)
+    monkeypatch.setattr(type(twin), "fewest", 6 * CHANNELS + 1)
+    seen: list[int] = []
+    monkeypatch.setattr(twin.select, "forward", lambda *given: seen.append(1) or select(*given))
+    select = type(twin.select).forward.__get__(twin.select)
+    twin(x, edges)
+    assert len(seen) == 1
+    monkeypatch.setattr(type(twin), "fewest", 6 * CHANNELS)
+    twin(x, edges)
+    assert len(seen) == 1

@@ -19,14 +19,10 @@ from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import random_edges
 from tests.nn.twins import is_twin
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 WIDTH, NODES = 6, 30
 EDGES = random_edges("uniform", NODES, 120, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small calls are computed too."""
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 0)
 
 
 class Network(nn.Module):

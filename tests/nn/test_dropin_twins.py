@@ -21,13 +21,9 @@ from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import random_edges
 from tests.nn.twins import is_twin
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 EDGES = random_edges("uniform", 12, 40, seed=2)
-
-
-@pytest.fixture(autouse=True)
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small calls are computed too."""
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 0)
 
 
 class Network(nn.Module):

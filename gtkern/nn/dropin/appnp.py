@@ -22,10 +22,15 @@ class APPNP(MessagePassingTwin, appnp.APPNP):
     K sweeps in one call, of which nothing is kept for backward. Where every edge goes both ways and
     has no weight of its own, no weights are read either.
 
+    Attributes:
+        fewest: E C K below which edges that come for the first time are swept by PyG, for grouping
+            them takes longer than it saves (`python -m bench.dropin --grid`).
+
     Reference: Gasteiger et al. 2019 (APPNP), eq. 4 and 5.
     """
 
     gain: ClassVar[str] = "more for few channels"
+    fewest: ClassVar[int] = 1_000_000
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -43,7 +48,8 @@ class APPNP(MessagePassingTwin, appnp.APPNP):
     def hand_over(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         settings: Any = layer
-        return "training, for its dropout of edges" if settings.dropout > 0 else None
+        new = f"the first of few edges (times channels below {-(-cls.fewest // settings.K):,})"
+        return f"training, for its dropout of edges, and {new}" if settings.dropout > 0 else new
 
     def forward(self, x: Tensor, edge_index: Any, edge_weight: Tensor | None = None) -> Tensor:
         """As PyG's; `edge_index` may also be of a graph given to `gtkern.nn.with_graph`."""
@@ -65,7 +71,10 @@ class APPNP(MessagePassingTwin, appnp.APPNP):
             return False
         if edge_weight is not None and (edge_weight.requires_grad or edge_weight.dim() != 1):
             return False
-        return not (self.training and self.dropout > 0)
+        if self.training and self.dropout > 0:
+            return False
+        few = edges.size(1) * x.size(1) * self.K < self.fewest
+        return self.graphs.pinned is not None or not few or self.graphs.known(edges)
 
     def _operator(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None

@@ -22,22 +22,31 @@ class GPSConv(Twin, gps_conv.GPSConv):
     Its local layer is called as it is; `accelerate` replaces it too where it has a twin. The batch
     vector has to be sorted, as in every PyG batch.
 
+    Attributes:
+        fewest: nodes below which torch's attention is as fast (`python -m bench.dropin --grid`).
+
     Reference: Rampášek et al. 2022 (GraphGPS), eq. 1 to 5.
     """
 
     gain: ClassVar[str] = "the more, the more the graphs differ in size"
     owns: ClassVar[tuple[str, ...]] = ("attn",)
+    fewest: ClassVar[int] = 64
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         return attention_refusal(layer.get_submodule("attn"))
 
+    @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        return f"calls of fewer than {cls.fewest} nodes"
+
     def forward(
         self, x: Tensor, edge_index: Any, batch: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """As PyG's."""
-        if x.dim() != 2 or x.size(0) == 0 or watched(self.attn):
+        if x.dim() != 2 or x.size(0) < max(self.fewest, 1) or watched(self.attn):
             out: Tensor = super().forward(x, edge_index, batch, **kwargs)
             return out
         attended = attend(self.attn, x, self._ragged(x, batch))

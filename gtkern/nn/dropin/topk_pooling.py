@@ -24,11 +24,15 @@ class TopKPooling(Twin, topk_pool.TopKPooling):
     Only what is kept is sorted; rows, their factor and their gradients are one pass, and so are the
     edges. Of equal scores the nodes that come first are kept, which PyG leaves open.
 
+    Attributes:
+        fewest: nodes times channels below which PyG is as fast (`python -m bench.dropin --grid`).
+
     Reference: Gao and Ji 2019 (Graph U-Nets), eq. 2.
     """
 
     gain: ClassVar[str] = "the more, the larger the batch"
     owns: ClassVar[tuple[str, ...]] = ("select", "connect")
+    fewest: ClassVar[int] = 200_000
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -37,6 +41,12 @@ class TopKPooling(Twin, topk_pool.TopKPooling):
         if settings.min_score is not None:
             return "min_score; the op keeps a share or a number"
         return None
+
+    @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        settings: Any = layer
+        return f"calls of fewer than {-(-cls.fewest // settings.in_channels):,} nodes"
 
     def forward(
         self,
@@ -66,7 +76,7 @@ class TopKPooling(Twin, topk_pool.TopKPooling):
             return False
         if edges.dtype not in (torch.int32, torch.int64) or watched(self.select):
             return False
-        return x.dim() == 2 and x.size(0) > 0 and not watched(self.connect)
+        return x.dim() == 2 and x.numel() >= max(self.fewest, 1) and not watched(self.connect)
 
     def _select(
         self, x: Tensor, attn: Tensor, batch: Tensor | None
