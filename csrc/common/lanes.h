@@ -53,14 +53,16 @@ struct Lanes<float> {
   // log2 of x > 0, relative error below 3e-7; -inf for 0, NaN stays NaN.
   static GTKERN_INLINE V log2(V x) {
     using I = std::int32_t __attribute__((vector_size(64)));
+    using U = std::uint32_t __attribute__((vector_size(64)));
     using F = float __attribute__((vector_size(64)));
     F value;
     std::memcpy(&value, &x, sizeof value);
-    I bits;
+    // without a sign: what nobody asks for, as of NaN or behind the last lane, may wrap
+    U bits;
     std::memcpy(&bits, &x, sizeof bits);
     // x = f * 2 ** exponent, f in [sqrt(1/2), sqrt(2))
-    const I exponent = (bits - 0x3f3504f3) >> 23;
-    const I rest = bits - (exponent << 23);
+    const I exponent = reinterpret_cast<I>(bits - 0x3f3504f3u) >> 23;
+    const U rest = bits - (reinterpret_cast<U>(exponent) << 23);
     F f, e;
     std::memcpy(&f, &rest, sizeof f);
     e = __builtin_convertvector(exponent, F);

@@ -133,7 +133,8 @@ class Sampler {
     std::int64_t* edge = layer_->edge;
     std::uint8_t* type = layer_->type;
     const auto fetch = [&](std::int64_t i) {
-      const std::int64_t position = edge[i];
+      // -1, none, is no place to fetch from
+      const std::int64_t position = std::max<std::int64_t>(edge[i], 0);
       __builtin_prefetch(col + position);
       if constexpr (IDS) __builtin_prefetch(edge_id + position);
       if constexpr (TYPES) __builtin_prefetch(types + position);

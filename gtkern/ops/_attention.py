@@ -150,7 +150,8 @@ def accumulation_dtype(q: Tensor) -> torch.dtype:
 
 
 def widened(terms: Terms, q: Tensor) -> Terms:
-    """The terms as backends read them: `Terms` dtypes, and key scales of full width.
+    """The terms as backends read them: `Terms` dtypes, key scales of full width, and tables of one
+    number of types, which kernels read and write both by.
 
     Made anew for each pass, so that backward keeps what the caller gave and no copy of it.
     """
@@ -159,12 +160,21 @@ def widened(terms: Terms, q: Tensor) -> Terms:
     def wide(term: Tensor | None) -> Tensor | None:
         return None if term is None else term.to(work).contiguous()
 
+    tables = [each for each in (terms.key_table, terms.bias_table) if each is not None]
+    types = max((table.size(0) for table in tables), default=0)
+
+    def whole(table: Tensor | None) -> Tensor | None:
+        if table is None or table.size(0) == types:
+            return table
+        more = table.new_zeros(types - table.size(0), *table.shape[1:])
+        return torch.cat((table, more))
+
     def full(term: Tensor | None) -> Tensor | None:
         return wide(None if term is None else term.expand(*term.shape[:-1], q.size(-1)))
 
     return Terms(
-        full(terms.key_table),
-        wide(terms.bias_table),
+        full(whole(terms.key_table)),
+        wide(whole(terms.bias_table)),
         full(terms.key_edge),
         wide(terms.bias_edge),
         terms.edge_query,
@@ -178,6 +188,8 @@ def narrowed(gradients: Gradients, terms: Terms, needs: Needs) -> Gradients:
     for name, term in terms._asdict().items():
         if term is not None and getattr(needs, name):
             gradient = result[name]
+            if gradient.size(0) != term.size(0):
+                gradient = gradient[: term.size(0)].contiguous()
             if gradient.size(-1) != term.size(-1):
                 gradient = gradient.sum(-1, keepdim=True)
             result[name] = gradient.to(term.dtype)

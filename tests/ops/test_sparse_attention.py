@@ -298,3 +298,25 @@ def test_every_dtype_is_tried_where_it_is_fast() -> None:
     assert dtypes("cpu", SAMPLES[-1], CPU) == [
         torch.float64, torch.float32, torch.bfloat16, torch.float16,
     ]  # fmt: skip
+
+
+@everywhere(ROOM)
+@pytest.mark.parametrize("rows", [(2, 5), (5, 2)])
+def test_tables_of_two_lengths_have_their_own_gradients(
+    backend: str, device: torch.device, rows: tuple[int, int]
+) -> None:
+    # kernels know one number of edge types
+    graph = random_graph("uniform", 6, 12, num_edge_types=2, seed=0).to(device)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(6, 2, 4, generator=generator).to(device)
+    shapes = ((rows[0], 2, 4), (rows[1], 2))
+    tables = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+    def gradients(name: str) -> list[torch.Tensor]:
+        key_scale, bias = (table.clone().requires_grad_() for table in tables)
+        out = ops.sparse_attention(q, q, q, graph, key_scale=key_scale, bias=bias, backend=name)
+        return list(torch.autograd.grad(out.square().sum(), (key_scale, bias)))
+
+    for mine, expected in zip(gradients(backend), gradients("reference"), strict=True):
+        torch.testing.assert_close(mine, expected)
+        assert not mine[2:].any()

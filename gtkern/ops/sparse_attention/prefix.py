@@ -152,7 +152,8 @@ def _chunks(q: Tensor, prefix: Prefix, num_edges: int, options: Options) -> Iter
     for begin in range(0, num_dst, count):
         query = _rows(q, begin, count).to(work).transpose(0, 1)
         score, opened = torch.bmm(query, turned), None
-        if options.clamp != float("inf"):
+        # torch takes no bound that the dtype has not
+        if options.clamp <= torch.finfo(score.dtype).max:
             opened = score.abs() <= options.clamp
             score.clamp_(-options.clamp, options.clamp)
         keep = None
