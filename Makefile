@@ -70,6 +70,10 @@ $(INSTALLED): $(VENV)/.torch $(PACKAGE)
 demo: setup
 	$(BIN)/gtkern train spexphormer
 
+# What one process compiles of the libraries' Python the next ones find, whatever the caller's shell
+# says; without it each of the many that the tests start would take twenty seconds to begin.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A strict installation satisfies every other target too, so the order of calls does not matter.
 test:
 	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target STRICT=ON setup cuda emulated lint

@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "large: needs gigabytes of address space or memory",
         "sizes(*names): the sizes of sample that a claim of the contract is proved on",
         "interpreted(*names): the sizes on which an interpreter or emulator proves the claim",
+        "once(*backends): backends that prove the claim on their first sample alone",
         "kernels: the claim is about compiled backends, not the reference",
     ):
         config.addinivalue_line("markers", marker)
