@@ -22,6 +22,13 @@ from gtkern.training.run import RunFolder
 TRAINING = {"epochs": 2, "lr": 0.01, "batch_size": 16, "warmup_epochs": 0}
 
 
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of time are not what is tested."""
+    monkeypatch.setattr("gtkern.methods.gtsp.report._WARM_UP", 0)
+    monkeypatch.setattr("gtkern.methods.gtsp.report._REPEATS", 1)
+
+
 def experiments(
     path: pathlib.Path, dimensions: Sequence[str] = DIMENSIONS, **changes: Any
 ) -> PruningExperiments:

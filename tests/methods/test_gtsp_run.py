@@ -34,6 +34,13 @@ CONFIGS = sorted((pathlib.Path(gtkern.__file__).parent / "configs/gtsp").glob("*
 NETWORK = {"width": 16, "heads": 4, "layers": 2, "walk_steps": 4}
 
 
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of time are not what is tested."""
+    monkeypatch.setattr("gtkern.methods.gtsp.report._WARM_UP", 0)
+    monkeypatch.setattr("gtkern.methods.gtsp.report._REPEATS", 1)
+
+
 @functools.cache
 def dataset() -> GraphDataset:
     return GraphDataset("synthetic", motifs(graphs=30), "classification", 4, "accuracy")
