@@ -22,6 +22,8 @@ from bench.copied_layers import (
 from gtkern.testing import random_edges
 from tests.nn.twins import assert_same, is_twin
 
+pytestmark = pytest.mark.usefixtures("of_any_size")
+
 NODES = 7
 
 

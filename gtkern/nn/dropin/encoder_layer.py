@@ -18,17 +18,27 @@ class TransformerEncoderLayer(Twin, nn.TransformerEncoderLayer):
     That is for calls with a src_key_padding_mask and without src_mask; others are the layer's own.
     Rows of padding come out as 0, as from torch's own nested fast path: nothing may read them.
 
+    Attributes:
+        fewest: rows of a batch, padding among them, below which torch is as fast
+            (`python -m bench.dropin --grid`).
+
     Reference: Vaswani et al. 2017, section 3.1.
     """
 
     gain: ClassVar[str] = "the more, the more padding"
     owns: ClassVar[tuple[str, ...]] = ("self_attn",)
     drops_padding = True
+    fewest: ClassVar[int] = 256
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         return attention_refusal(layer.get_submodule("self_attn"))
+
+    @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        return f"batches of fewer than {cls.fewest} rows"
 
     def forward(
         self,
@@ -40,6 +50,7 @@ class TransformerEncoderLayer(Twin, nn.TransformerEncoderLayer):
         """As torch's."""
         packed = None
         plain = src.dim() == 3 and not src.is_nested and not watched(self.self_attn)
+        plain = plain and src.size(0) * src.size(1) >= self.fewest
         if plain and src_key_padding_mask is not None and src_mask is None:
             packed = pack(src, src_key_padding_mask, batch_first=self.self_attn.batch_first)
         if packed is None or is_causal:

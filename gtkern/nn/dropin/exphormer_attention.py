@@ -24,11 +24,23 @@ class CopiedExphormerAttention(CopiedTwin):
     those of the virtual nodes) and writes virt_h; the parts of the computation that the layer
     leaves in the batch (Q_h, K_h, V_h, E, wV, Z) it does not.
 
+    Attributes:
+        fewest: edges times channels below which messages are as fast; edges that come for the first
+            time have to be three times as many (`python -m bench.dropin --grid`).
+
     Reference: Shirzad et al. 2023 (Exphormer), eq. 2. `gtkern.nn.ExphormerAttention` is the layer
     for new models.
     """
 
     gain: ClassVar[str] = "the more, the longer the rows"
+    fewest: ClassVar[int] = 300_000
+
+    @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        settings: Any = layer
+        width = settings.num_heads * settings.out_dim
+        return f"calls of fewer than {-(-cls.fewest // width):,} edges"
 
     @classmethod
     def concerns(cls, layer: nn.Module) -> bool:
@@ -69,6 +81,10 @@ class CopiedExphormerAttention(CopiedTwin):
     def forward(self, batch: Any) -> Tensor:
         """As the layer's."""
         x, edges, attr = batch.x, batch.expander_edge_index, batch.expander_edge_attr
+        size = edges.size(1) * self.num_heads * self.out_dim
+        if size < self.fewest or (size < 3 * self.fewest and not self.graphs.known(edges)):
+            own: Tensor = super().forward(batch)
+            return own
         nodes = x.size(0)
         if getattr(self, "use_virt_nodes", False):
             x = torch.cat((x, batch.virt_h))

@@ -27,6 +27,7 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
     """
 
     gain: ClassVar[str] = "the more, the longer the rows"
+    fewest_new: ClassVar[int] = 4_000_000
 
     @classmethod
     def hand_over(cls, layer: nn.Module) -> str | None:
@@ -89,17 +90,18 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
         return (out, (edges, parts[1])) if return_attention_weights else out
 
     def _takes(self, x: Any, edges: Any, size: Any, wants_weights: Any) -> bool:
+        # first what small calls end with: the rest would be a share of their time
+        if not isinstance(edges, Tensor) or edges.dim() != 2 or self.small(edges):
+            return False
         pair = (x, x) if isinstance(x, Tensor) else tuple(x)
         if not all(isinstance(part, Tensor) and part.dim() == 2 for part in pair):
             return False
-        if not isinstance(edges, Tensor) or edges.layout != torch.strided or edges.dim() != 2:
+        if edges.layout != torch.strided:
             return False
         if size is not None or self.observed() or edges.is_floating_point() or edges.size(1) == 0:
             return False
         # PyG returns weights behind their dropout, the op before it
-        if wants_weights and self.training and self.dropout > 0:
-            return False
-        return not self.small(edges)
+        return not (wants_weights and self.training and self.dropout > 0)
 
     def _edges(self, edge_index: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Graph]:
         """The edges with self loops, where they are wanted, and their graph."""

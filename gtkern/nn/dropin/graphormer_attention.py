@@ -41,12 +41,25 @@ class CopiedGraphormerAttention(CopiedTwin):
     made, one number for each pair and head; only that of real pairs is read. Rows of padding come
     out as 0: nothing may read them.
 
+    Attributes:
+        fewest: pairs of a batch, padding among them, below which padding is as fast
+            (`python -m bench.dropin --grid`).
+        fullest: share of the pairs that are no padding, above which it is.
+
     Reference: Ying et al. 2021 (Graphormer), eq. 5 to 7. `gtkern.models.Graphormer` looks biases up
     and never makes them, which is faster still.
     """
 
     gain: ClassVar[str] = "the more, the more padding"
     drops_padding = True
+    fewest: ClassVar[int] = 200_000
+    fullest: ClassVar[float] = 0.65
+    of_any_size: ClassVar[dict[str, Any]] = {"fewest": 0, "fullest": 1.0}
+
+    @classmethod
+    def hand_over(cls, layer: nn.Module) -> str | None:
+        """See Twin."""
+        return f"batches of fewer than {cls.fewest:,} pairs or with little padding"
 
     @classmethod
     def concerns(cls, layer: nn.Module) -> bool:
@@ -96,7 +109,10 @@ class CopiedGraphormerAttention(CopiedTwin):
         """As the layer's: x [T, B, C], attn_bias [B, H, T, T], key_padding_mask [B, T]."""
         own = (key is query or key is None) and (value is query or value is None)
         extra = need_weights or before_softmax or need_head_weights or attn_mask is not None
-        if not own or extra or key_padding_mask is None or watched(self):
+        pairs = None
+        if own and not extra and key_padding_mask is not None and not watched(self):
+            pairs = self._worthwhile(key_padding_mask)
+        if pairs is None:
             return super().forward(
                 query,
                 key,
@@ -108,8 +124,6 @@ class CopiedGraphormerAttention(CopiedTwin):
                 before_softmax,
                 need_head_weights,
             )
-        padding = key_padding_mask
-        pairs: _Pairs = self.graphs.get((padding,), "pairs", lambda: _pairs(padding))
         length, count, width = query.shape
         x = query.flatten(0, 1).index_select(0, pairs.rows)
         q, k, v = (
@@ -127,6 +141,19 @@ class CopiedGraphormerAttention(CopiedTwin):
         rows = self.out_proj(out.flatten(1))
         padded = rows.new_zeros(length * count, rows.size(1)).index_copy(0, pairs.rows, rows)
         return padded.view(length, count, width), None
+
+    def _worthwhile(self, padding: Tensor) -> _Pairs | None:
+        """The pairs that are no padding; None: leaving padding out would not be faster."""
+        every = padding.numel() * padding.size(1)
+        if every < self.fewest:
+            return None
+
+        def make() -> _Pairs | None:
+            real = int((~padding).sum(1).square().sum())
+            return _pairs(padding) if 0 < real <= self.fullest * every else None
+
+        pairs: _Pairs | None = self.graphs.get((padding,), "pairs", make)
+        return pairs
 
 
 def _dropout(layer: nn.Module) -> float | None:

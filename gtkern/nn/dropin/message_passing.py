@@ -23,10 +23,12 @@ class MessagePassingTwin(Twin):
     Attributes:
         fewest: the size of the smallest call that attention is computed for, E (H C + 32): below
             it, PyG's own forward was as fast or faster (`python -m bench.dropin --grid`).
+        fewest_new: the same where the edges come for the first time and have to be grouped.
     """
 
     takes_graph = True
     fewest: ClassVar[int] = 1_000_000
+    fewest_new: ClassVar[int] = 0
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -57,9 +59,13 @@ class MessagePassingTwin(Twin):
     def small(self, edges: Tensor) -> bool:
         """Whether the layer's own forward is faster; never with a graph given by with_graph."""
         layer: Any = self
+        if self.graphs.pinned is not None:
+            return False
         count = edges.size(1) if edges.layout == torch.strided else edges._nnz()
         size = count * (layer.heads * layer.out_channels + 32)
-        return self.graphs.pinned is None and size < self.fewest
+        if size < self.fewest:
+            return True
+        return size < self.fewest_new and not self.graphs.known(edges)
 
 
 def plain_edges(edges: Any) -> bool:

@@ -83,6 +83,9 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
     def _takes(
         self, source: Any, target: Any, edges: Any, edge_attr: Tensor | None, wants_weights: bool
     ) -> bool:
+        # first what small calls end with: the rest would be a share of their time
+        if not isinstance(edges, Tensor) or edges.dim() != 2 or self.small(edges):
+            return False
         if not (isinstance(source, Tensor) and isinstance(target, Tensor)):
             return False
         if source.dim() != 2 or target.dim() != 2 or not plain_edges(edges) or self.observed():
@@ -91,7 +94,7 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
             return False
         if edge_attr is not None and (edge_attr.dim() != 2 or not plain_linear(self.lin_edge)):
             return False
-        return not (wants_weights and edges.layout != torch.strided) and not self.small(edges)
+        return not (wants_weights and edges.layout != torch.strided)
 
     def _project(self, source: Tensor, target: Tensor) -> tuple[Any, ...]:
         """Queries, keys, values and the root's part, or None; in one product where it can be."""
