@@ -29,7 +29,7 @@ class APPNP(MessagePassingTwin, appnp.APPNP):
     Reference: Gasteiger et al. 2019 (APPNP), eq. 4 and 5.
     """
 
-    gain: ClassVar[str] = "more for few channels"
+    gain: ClassVar[str] = "5x on 238,000 edges, 10x on a million, on a CPU"
     fewest: ClassVar[int] = 1_000_000
 
     @classmethod

