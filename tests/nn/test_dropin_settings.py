@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import pathlib
+import socket
+import time
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from tests.nn.twins import is_twin
 pytestmark = pytest.mark.usefixtures("of_any_size")
 
 WIDTH, NODES = 6, 30
+PATIENCE = 60.0
+"""Seconds after which processes that wait for each other fail a test."""
 EDGES = random_edges("uniform", NODES, 120, seed=4)
 
 
@@ -94,19 +99,24 @@ def test_an_edge_index_of_pyg_is_taken(order: str | None) -> None:
     torch.testing.assert_close(twin(x, edges), model(x, edges), rtol=1e-5, atol=1e-6)
 
 
-def shares(rank: int, folder: str) -> None:
-    """Train a step on one half of the graphs; the first process writes the gradients."""
+def shares(rank: int, folder: str, port: int) -> None:
+    """Train a step on one half of the graphs, and write the gradients."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    place = f"tcp://127.0.0.1:{port}"
+    patience = datetime.timedelta(seconds=PATIENCE)
+    distributed.init_process_group(
+        "gloo", init_method=place, rank=rank, world_size=2, timeout=patience
+    )
     MessagePassingTwin.fewest = 0
     model, halves = problem()
     gtkern.accelerate(model)
     parallel = DistributedDataParallel(model)
     parallel(halves[rank], EDGES).square().mean().backward()
-    if rank == 0:
-        torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/gradients.pt")
-    distributed.destroy_process_group()
+    written = pathlib.Path(folder, f"{rank}.part")
+    torch.save([parameter.grad for parameter in model.parameters()], written)
+    written.rename(written.with_suffix(".pt"))
+    # it is killed here: torch's gloo can lock up while it is taken down behind a reducer
+    time.sleep(PATIENCE)
 
 
 def problem() -> tuple[Network, list[Tensor]]:
@@ -115,10 +125,22 @@ def problem() -> tuple[Network, list[Tensor]]:
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: pathlib.Path) -> None:
-    multiprocessing.spawn(shares, args=(str(tmp_path),), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = multiprocessing.spawn(shares, args=(str(tmp_path), port), nprocs=2, join=False)
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    end = time.monotonic() + PATIENCE
+    try:
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < end, "the processes wait for each other"
+            assert not started.join(0.05), "the processes ended without a result"
+    finally:
+        for process in started.processes:
+            process.kill()
     model, halves = problem()
     loss = torch.stack([model(x, EDGES).square().mean() for x in halves]).mean()
     expected = torch.autograd.grad(loss, list(model.parameters()))
-    found = torch.load(tmp_path / "gradients.pt")
-    for value, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
+    for file in files:
+        for value, other in zip(torch.load(file), expected, strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
