@@ -28,9 +28,6 @@ class TestSelect(OpContract):
     """select_tokens. Its gate is straight-through, so that numbers cannot tell its gradient."""
 
     room = SELECT
-    test_results_have_the_dtype_of_the_arguments = (
-        RoomContract.test_results_have_the_dtype_of_the_arguments
-    )
     test_reference_differentiates_twice = RoomContract.test_reference_differentiates_twice
     test_opcheck = RoomContract.test_opcheck
     test_compiled_equals_eager = RoomContract.test_compiled_equals_eager
