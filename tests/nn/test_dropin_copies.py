@@ -136,3 +136,20 @@ def test_the_try_draws_nothing_from_the_users_generator() -> None:
     torch.manual_seed(4)
     gtkern.accelerate(model)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_dropout_is_that_of_the_layer() -> None:
+    layer = GraphormerMultiheadAttention(12, 2, dropout=0.5)
+    twin = accelerated(layer)
+    x = torch.randn(6, 40, 12)
+    padding = torch.zeros(40, 6, dtype=torch.bool)
+    named = {"key_padding_mask": padding, "need_weights": False}
+    model, other = (each.attention_dropout_module for each in (layer, twin))
+    assert model.training and other.training
+    first, second = (twin(x, x, x, None, **named)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    # by its module, as the layer
+    for each in (layer, twin):
+        each.attention_dropout_module.eval()
+    found, expected = (each(x, x, x, None, **named)[0] for each in (twin, layer))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

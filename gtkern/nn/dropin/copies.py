@@ -36,9 +36,11 @@ class CopiedTwin(Twin):
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
         """See Twin; whether the twin gives what the layer gives."""
-        training, kind = layer.training, type(layer)
-        # set on the layer alone: its parts may be in other modes
-        layer.training = False
+        kind = type(layer)
+        # without dropout; a part may be in another mode than the layer
+        modes = [(part, part.training) for part in layer.modules()]
+        for part, _ in modes:
+            part.training = False
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -53,7 +55,8 @@ class CopiedTwin(Twin):
             layer.__class__ = kind
             for name in ("_graphs", *cls.of_any_size):
                 layer.__dict__.pop(name, None)
-            layer.training = training
+            for part, training in modes:
+                part.training = training
         if found.shape != expected.shape:
             return "it computes something else than the published layer of this name"
         apart = (found.double() - expected.double()).abs().max() / expected.abs().max()

@@ -134,10 +134,7 @@ class CopiedGraphormerAttention(CopiedTwin):
         if attn_bias is not None:
             by_pair = attn_bias.view(count, self.num_heads, length, length).permute(0, 2, 3, 1)
             bias = by_pair.flatten(0, 2).index_select(0, pairs.place)
-        rate = _dropout(self)
-        out = ops.sparse_attention(
-            q, k, v, pairs.graph, bias=bias, dropout=rate if self.training and rate else 0.0
-        )
+        out = ops.sparse_attention(q, k, v, pairs.graph, bias=bias, dropout=_dropout(self) or 0.0)
         rows = self.out_proj(out.flatten(1))
         padded = rows.new_zeros(length * count, rows.size(1)).index_copy(0, pairs.rows, rows)
         return padded.view(length, count, width), None
@@ -157,11 +154,12 @@ class CopiedGraphormerAttention(CopiedTwin):
 
 
 def _dropout(layer: nn.Module) -> float | None:
-    """Of the attention weights; None: not found."""
+    """Of the attention weights, now; None: not found."""
     for name in ("dropout_module", "attention_dropout_module"):
-        rate = getattr(getattr(layer, name, None), "p", None)
-        if isinstance(rate, float | int):
-            return float(rate)
+        module = getattr(layer, name, None)
+        rate = getattr(module, "p", None)
+        if isinstance(module, nn.Module) and isinstance(rate, float | int):
+            return float(rate) if module.training else 0.0
     return None
 
 
