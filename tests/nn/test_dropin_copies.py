@@ -153,3 +153,7 @@ def test_dropout_is_that_of_the_layer() -> None:
         each.attention_dropout_module.eval()
     found, expected = (each(x, x, x, None, **named)[0] for each in (twin, layer))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_may_change_the_width() -> None:
+    accelerated(ExphormerAttention(8, 12, 2, False, False))

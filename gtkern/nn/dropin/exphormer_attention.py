@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from gtkern import ops
 from gtkern.nn.dropin.copies import CopiedTwin
+from gtkern.nn.dropin.packed import WIDEST
 
 __all__ = ["CopiedExphormerAttention"]
-
-WIDEST = 256
-"""Channels of a head that the kernels take."""
 
 
 class CopiedExphormerAttention(CopiedTwin):
@@ -76,7 +74,7 @@ class CopiedExphormerAttention(CopiedTwin):
             virt_edge_attr=normal(2, channels),
         )
         out: Tensor = layer(batch)
-        return torch.cat((out, batch.virt_h))
+        return torch.cat((out.flatten(), batch.virt_h.flatten()))
 
     def forward(self, batch: Any) -> Tensor:
         """As the layer's."""

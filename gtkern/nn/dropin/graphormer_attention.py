@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from gtkern import ops
 from gtkern.graph import Graph
 from gtkern.nn.dropin.copies import CopiedTwin
-from gtkern.nn.dropin.packed import watched
+from gtkern.nn.dropin.packed import WIDEST, watched
 from gtkern.ragged import Ragged
 
 __all__ = ["CopiedGraphormerAttention"]
-
-WIDEST = 256
-"""Channels of a head that the kernels take."""
 
 
 class _Pairs(NamedTuple):
