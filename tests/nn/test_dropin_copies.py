@@ -157,3 +157,10 @@ def test_dropout_is_that_of_the_layer() -> None:
 
 def test_a_layer_may_change_the_width() -> None:
     accelerated(ExphormerAttention(8, 12, 2, False, False))
+
+
+def test_a_mask_of_numbers_is_left_to_the_layer() -> None:
+    twin = accelerated(GraphormerMultiheadAttention(12, 2))
+    padding = torch.tensor([[0, 0, 0], [0, 0, 1]], dtype=torch.uint8)
+    assert twin._worthwhile(padding) is None
+    assert twin._worthwhile(padding.bool()) is not None

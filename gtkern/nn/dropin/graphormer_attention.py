@@ -139,7 +139,8 @@ class CopiedGraphormerAttention(CopiedTwin):
     def _worthwhile(self, padding: Tensor) -> _Pairs | None:
         """The pairs that are no padding; None: leaving padding out would not be faster."""
         every = padding.numel() * padding.size(1)
-        if every < self.fewest:
+        # numbers in place of a mask: their inverse is another thing
+        if every < self.fewest or padding.dtype != torch.bool:
             return None
 
         def make() -> _Pairs | None:
