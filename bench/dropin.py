@@ -23,6 +23,7 @@ from torch.nn.utils import prune
 from torch_geometric.nn import (
     APPNP,
     GATConv,
+    GATv2Conv,
     GINConv,
     GPSConv,
     TopKPooling,
@@ -252,6 +253,8 @@ MODELS: dict[str, Callable[[str], Problem]] = {
     "transformer-conv-tolokers": _on_nodes("tolokers", _stack(TransformerConv, 4, 16), 10),
     "gat-conv-photo": _on_nodes("photo", _stack(GATConv, 4, 16), 4),
     "gat-conv-tolokers": _on_nodes("tolokers", _stack(GATConv, 4, 16), 4),
+    "gatv2-conv-photo": _on_nodes("photo", _stack(GATv2Conv, 4, 16), 4),
+    "gatv2-conv-tolokers": _on_nodes("tolokers", _stack(GATv2Conv, 4, 16), 4),
     "gps-conv-nci1": _molecules,
     "encoder-layer-nci1": _encoder,
     "graphormer-attention-molhiv": _graphormer,

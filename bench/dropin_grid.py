@@ -13,7 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from torch_geometric.nn import APPNP, GATConv, GPSConv, TopKPooling, TransformerConv
+from torch_geometric.nn import (
+    APPNP,
+    GATConv,
+    GATv2Conv,
+    GPSConv,
+    TopKPooling,
+    TransformerConv,
+)
 from torch_geometric.utils import to_dense_batch
 
 import gtkern
@@ -131,6 +138,7 @@ def _pruned() -> Iterator[Cell]:
 LAYERS: dict[str, Callable[[], Iterator[Cell]]] = {
     "TransformerConv": lambda: _on_edges(lambda h, d: TransformerConv(h * d, d, heads=h)),
     "GATConv": lambda: _on_edges(lambda h, d: GATConv(h * d, d, heads=h)),
+    "GATv2Conv": lambda: _on_edges(lambda h, d: GATv2Conv(h * d, d, heads=h)),
     "APPNP": lambda: _on_edges(lambda h, d: APPNP(10, 0.1)),
     "GPSConv": _gps,
     "TopKPooling": _pooling,

@@ -126,6 +126,16 @@ def self_test(device: torch.device) -> list[Check]:
             v,
         )
 
+    def additive(backend: str) -> list[Tensor]:
+        return _with_gradients(
+            lambda q, k, attention: ops.additive_attention(
+                q, k, None, graph, attention, backend=backend
+            ),
+            q,
+            k,
+            scale[0],
+        )
+
     def fixed(backend: str) -> list[Tensor]:
         return _with_gradients(
             lambda q, k, v: ops.sampled_attention(
@@ -183,6 +193,7 @@ def self_test(device: torch.device) -> list[Check]:
 
     rooms: dict[str, Callable[[str], list[Tensor]]] = {
         "sparse_attention": sparse,
+        "additive_attention": additive,
         "sampled_attention": fixed,
         "ragged_attention": ragged,
         "neighbor_sampling": sampling,

@@ -14,6 +14,7 @@ __all__ = ["Change", "Report", "accelerate", "restore"]
 _TWINS = {
     "torch_geometric.nn.conv.transformer_conv.TransformerConv": "transformer_conv",
     "torch_geometric.nn.conv.gat_conv.GATConv": "gat_conv",
+    "torch_geometric.nn.conv.gatv2_conv.GATv2Conv": "gatv2_conv",
     "torch_geometric.nn.conv.appnp.APPNP": "appnp",
     "torch_geometric.nn.conv.gps_conv.GPSConv": "gps_conv",
     "torch_geometric.nn.pool.topk_pool.TopKPooling": "topk_pooling",
@@ -30,14 +31,6 @@ _COPIES = {
     "MultiheadAttention": "graphormer_attention",
 }
 """Layers that are published as code to copy, by the names of their classes in any module."""
-
-_LEFT = {
-    "torch_geometric.nn.conv.gatv2_conv.GATv2Conv": (
-        "its scores are sums of LeakyReLU over channels, of which no op makes products"
-    ),
-}
-"""Layers that look as if they had a twin, and why they have none."""
-
 
 @dataclass(frozen=True)
 class Change:
@@ -191,8 +184,6 @@ def _public(module_name: str) -> type[Twin]:
 
 def _reason(kind: type) -> str | None:
     """Why a layer that is no known one, but near one, is left alone."""
-    if _full_name(kind) in _LEFT:
-        return _LEFT[_full_name(kind)]
     for base in kind.__mro__[1:]:
         if _full_name(base) in _TWINS and _load(_full_name(base)).listed:
             return f"derived from {base.__name__}, and may compute something else"

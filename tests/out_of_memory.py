@@ -58,7 +58,7 @@ def calls() -> dict[str, Callable[[], list[Tensor]]]:
     scores = torch.rand(long.num_nodes)
     q, k, v, bias = leaf(NODES, 4, 12), leaf(NODES, 4, 12), leaf(NODES, 4, 12), leaf(3, 4)
     narrow = [leaf(NODES, 1, 4) for _ in range(3)]
-    x, table = leaf(NODES, 256), leaf(5, 4)
+    x, table, vector = leaf(NODES, 256), leaf(5, 4), leaf(4, 12)
     double = q.detach().double().requires_grad_()
     return {
         "Graph": lambda: [*Graph.from_edge_index(edges, NODES).csc],
@@ -68,6 +68,9 @@ def calls() -> dict[str, Callable[[], list[Tensor]]]:
         "sparse_attention, narrow": lambda: learned(ops.sparse_attention(*narrow, graph), *narrow),
         "sparse_attention, double": lambda: learned(
             ops.sparse_attention(double, double, double, graph), double
+        ),
+        "additive_attention": lambda: learned(
+            ops.additive_attention(q, k, v, graph, vector, return_scores=True), q, k, v, vector
         ),
         "sampled_attention": lambda: learned(
             ops.sampled_attention(q, k, v, neighbors, return_scores=True), q, k, v

@@ -26,7 +26,7 @@ def test_every_room_raises_where_memory_does_not_suffice() -> None:
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     lines = ended.stdout.splitlines()
-    assert len(lines) == 18
+    assert len(lines) == 19
     for line in lines:
         found = re.fullmatch(r".*: (\d+) of (\d+) refused; then the same", line)
         assert found is not None, line

@@ -77,6 +77,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     chosen = ops.select_tokens(score.detach(), ragged, ratio=0.5)
     q, k, v, bias = leaf(NODES, 4, 12), leaf(NODES, 4, 12), leaf(NODES, 4, 12), leaf(3, 4)
     narrow, x, table = leaf(NODES, 1, 4), leaf(NODES, 64), leaf(5, 4)
+    vector = leaf(4, 12)
     dropped = {"dropout": 0.3, "seed": 5}
     return {
         "sparse_attention": lambda: learned(
@@ -84,6 +85,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         ),
         "sparse_attention, narrow": lambda: learned(
             ops.sparse_attention(narrow, narrow, narrow, graph), narrow
+        ),
+        "additive_attention": lambda: learned(
+            ops.additive_attention(q, k, None, graph, vector, **dropped), q, k, vector
         ),
         "sampled_attention": lambda: learned(
             ops.sampled_attention(q, k, v, neighbors, **dropped), q, k, v

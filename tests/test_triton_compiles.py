@@ -44,6 +44,10 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
     assert compiled == {
+        "additive_delta_kernel",
+        "additive_destination_kernel",
+        "additive_forward_kernel",
+        "additive_source_kernel",
         "degree_kernel",
         "delta_kernel",
         "destination_kernel",
@@ -114,6 +118,10 @@ def compile_all(architecture: int) -> None:
 
     JITFunction.run = compile_only
     sample_neighbors(10, types=3)
+    if architecture == ARCHITECTURES[0]:
+        attend_additively(torch.bfloat16, heads=4, width=28, attr=True, dropout=0.2)
+    else:
+        attend_additively(torch.float32, heads=8, width=256, attr=False)
     drop_tokens(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
     propagate(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
     if architecture == ARCHITECTURES[0]:
@@ -224,6 +232,26 @@ def launch_attention(
         terms,
         options,
         Needs(True, True, True, *(term is not None for term in terms)),
+    )
+
+
+def attend_additively(
+    dtype: torch.dtype, heads: int, width: int, attr: bool, dropout: float = 0.0
+) -> None:
+    """Forward and backward of one call; with edge_attr, also a v of its own and scores."""
+    from gtkern.ops.additive_attention import triton as backend
+    from gtkern.ops.additive_attention.types import Inputs, Needs, Options
+
+    nodes, edges = 64, 2000
+    graph = Graph.from_edge_index(torch.randint(nodes, (2, edges)), nodes)
+    q, k, v = (torch.empty(nodes, heads, width, dtype=dtype) for _ in range(3))
+    vector, rows = (torch.empty(*lead, heads, width, dtype=dtype) for lead in ((), (edges,)))
+    inputs = Inputs(q, k, v if attr else None, vector, rows if attr else None)
+    options = Options(0.2, dropout, 2**40)
+    out, lse, scores = backend.forward(inputs, graph.csr, options, attr)
+    needs = Needs(True, True, attr, True, attr)
+    backend.backward(
+        out, scores if attr else None, inputs, out, lse, graph.csr, graph.csc, options, needs
     )
 
 

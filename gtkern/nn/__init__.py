@@ -34,6 +34,7 @@ from gtkern.nn.transformer import TransformerLayer, initialize_as_bert
 if TYPE_CHECKING:
     from gtkern.nn.dropin.appnp import APPNP
     from gtkern.nn.dropin.gat_conv import GATConv
+    from gtkern.nn.dropin.gatv2_conv import GATv2Conv
     from gtkern.nn.dropin.gps_conv import GPSConv
     from gtkern.nn.dropin.topk_pooling import TopKPooling
     from gtkern.nn.dropin.transformer_conv import TransformerConv
@@ -46,6 +47,7 @@ __all__ = [
     "ExphormerAttention",
     "FeatureEncoder",
     "GATConv",
+    "GATv2Conv",
     "GPSConv",
     "GraphNorm",
     "MultiheadAttention",
@@ -78,6 +80,7 @@ __all__ = [
 _LAZY = {
     "APPNP": "appnp",
     "GATConv": "gat_conv",
+    "GATv2Conv": "gatv2_conv",
     "GPSConv": "gps_conv",
     "TopKPooling": "topk_pooling",
     "TransformerConv": "transformer_conv",

@@ -1,5 +1,6 @@
 """The ops: one package each, with interchangeable backends."""
 
+from gtkern.ops.additive_attention import additive_attention
 from gtkern.ops.block_sparse_linear import block_sparse_linear
 from gtkern.ops.neighbor_sampling import (
     LayerBatch,
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "SamplingTable",
     "Selection",
+    "additive_attention",
     "block_sparse_linear",
     "drop_tokens",
     "gather_pairs",

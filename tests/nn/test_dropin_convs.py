@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
-from torch_geometric.nn import APPNP, GATConv, TransformerConv
+from torch_geometric.nn import APPNP, GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import to_undirected
 
 import gtkern
@@ -129,6 +129,47 @@ def test_gat_conv(
     compare(layer, features(sizes, together), edges, attr, None, weights)
 
 
+@settings(max_examples=25)
+@given(
+    graphs(),
+    st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 4),
+            "concat": st.booleans(),
+            "bias": st.booleans(),
+            "residual": st.booleans(),
+            "share_weights": st.booleans(),
+            "add_self_loops": st.booleans(),
+            "negative_slope": st.sampled_from([0.2, 0.0, 0.7]),
+            "dropout": st.sampled_from([0.0, 0.4]),
+            "edge_dim": st.sampled_from([None, EDGE_WIDTH]),
+            "fill_value": st.sampled_from(["mean", 0.5]),
+        }
+    ),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+)
+def test_gatv2_conv(
+    graph: tuple[Tensor, tuple[int, int]],
+    options: dict[str, Any],
+    width: int,
+    weights: bool,
+    training: bool,
+) -> None:
+    edges, sizes = graph
+    torch.manual_seed(edges.size(1))
+    together = sizes[0] == sizes[1]
+    if not together:
+        # PyG takes the mean over the edges into nodes that are sources too, and finds others
+        options = options | {"fill_value": 0.5}
+    # masks of dropout differ
+    training = training and options["dropout"] == 0
+    layer = GATv2Conv(WIDTH if together else (WIDTH, WIDTH), width, **options).train(training)
+    attr = torch.randn(edges.size(1), EDGE_WIDTH) if options["edge_dim"] else None
+    compare(layer, features(sizes, together), edges, attr, True if weights else None)
+
+
 @settings(max_examples=30)
 @given(
     graphs(bipartite=False),
@@ -184,6 +225,7 @@ EDGES = random_edges("power_law", 20, 90, seed=1)
 LAYERS = {
     "transformer": lambda: TransformerConv(WIDTH, 4, heads=2),
     "gat": lambda: GATConv(WIDTH, 4, heads=2),
+    "gatv2": lambda: GATv2Conv(WIDTH, 4, heads=2),
     "appnp": lambda: APPNP(3, 0.2),
 }
 
@@ -202,14 +244,14 @@ def test_a_sparse_matrix_is_taken(name: str, layout: torch.layout) -> None:
     if layout == torch.sparse_csr:
         matrix = matrix.to_sparse_csr()
     layer = LAYERS[name]()
-    if name == "gat":
+    if name in ("gat", "gatv2"):
         # PyG cannot add self loops to these
-        layer = GATConv(WIDTH, 4, heads=2, add_self_loops=False)
+        layer.add_self_loops = False
     x = torch.randn(20, WIDTH)
     torch.testing.assert_close(twin_of(layer)(x, matrix), layer(x, matrix), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["transformer", "gat"])
+@pytest.mark.parametrize("name", ["transformer", "gat", "gatv2"])
 def test_dropout_keeps_the_expected_output(name: str) -> None:
     layer = LAYERS[name]()
     layer.dropout = 0.4
@@ -247,7 +289,7 @@ def test_a_lazy_layer_is_taken() -> None:
     torch.testing.assert_close(layer(x, EDGES, attr), first, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["transformer", "gat"])
+@pytest.mark.parametrize("name", ["transformer", "gat", "gatv2"])
 def test_autocast_gives_the_dtype_of_the_layer(name: str) -> None:
     layer = LAYERS[name]()
     x = torch.randn(20, WIDTH)
@@ -257,8 +299,13 @@ def test_autocast_gives_the_dtype_of_the_layer(name: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=5e-2, atol=5e-2)
 
 
-def test_a_compiled_model_gives_the_same() -> None:
-    layer = TransformerConv(WIDTH, 4, heads=2)
+@pytest.mark.parametrize("name", ["transformer", "gatv2"])
+def test_a_compiled_model_gives_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    layer = LAYERS[name]()
+    if name == "gatv2":
+        # PyG makes the edges anew, and breaks the graph too
+        layer.add_self_loops = False
     x = torch.randn(20, WIDTH)
     expected = layer(x, EDGES)
     gtkern.accelerate(layer)
@@ -269,14 +316,15 @@ def test_a_compiled_model_gives_the_same() -> None:
     torch.testing.assert_close(parts(x, EDGES), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["transformer", "gat"])
+@pytest.mark.parametrize("name", ["transformer", "gat", "gatv2"])
 def test_small_calls_are_the_layers_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     twin, x = twin_of(LAYERS[name]()), torch.randn(20, WIDTH)
 
     def computed(*arguments: Any, **named: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(gtkern.ops, "sparse_attention", computed)
+    for op in ("sparse_attention", "additive_attention"):
+        monkeypatch.setattr(gtkern.ops, op, computed)
     monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32) + 1)
     twin(x, EDGES)
     monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch_geometric.nn.conv import gat_conv
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from gtkern import ops
-from gtkern.graph import Graph
-from gtkern.nn.dropin.message_passing import WIDEST, MessagePassingTwin, widened
+from gtkern.nn.dropin.message_passing import widened
+from gtkern.nn.dropin.self_loops import SelfLoopTwin
 
 __all__ = ["GATConv"]
 
 
-class GATConv(MessagePassingTwin, gat_conv.GATConv):
+class GATConv(SelfLoopTwin, gat_conv.GATConv):
     """PyG's GATConv over `gtkern.ops.sparse_attention`, with its arguments and parameters.
 
     Its scores, LeakyReLU(a_i + b_j), are no products. They are made beforehand, E H numbers, and
@@ -29,21 +27,6 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
     gain: ClassVar[str] = "6x on 238,000 edges, 5x on a million, of 4 x 16 channels on a CPU"
     fewest_new: ClassVar[int] = 4_000_000
 
-    @classmethod
-    def hand_over(cls, layer: nn.Module) -> str | None:
-        """See Twin."""
-        settings: Any = layer
-        width = settings.heads * settings.out_channels + 32
-        return f"calls of fewer than {-(-cls.fewest // width):,} edges"
-
-    @classmethod
-    def refusal(cls, layer: nn.Module) -> str | None:
-        """See Twin."""
-        settings: Any = layer
-        if settings.out_channels > WIDEST:
-            return f"out_channels above {WIDEST}"
-        return super().refusal(layer)
-
     def forward(
         self,
         x: Any,
@@ -53,7 +36,7 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """As PyG's; `edge_index` may also be of a graph given to `gtkern.nn.with_graph`."""
-        if not self._takes(x, edge_index, size, return_attention_weights):
+        if size is not None or not self.takes(x, edge_index, return_attention_weights):
             return super().forward(x, edge_index, edge_attr, size, return_attention_weights)
         source, target = (x, x) if isinstance(x, Tensor) else x
         shape = (-1, self.heads, self.out_channels)
@@ -64,9 +47,8 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
         else:
             values = self.lin_src(source).view(shape)
             queries = self.lin_dst(target).view(shape)
-        edges, graph = self._edges(edge_index, (source.size(0), target.size(0)))
-        if self.add_self_loops and edge_attr is not None:
-            _, edge_attr = self._with_loops(edge_index, edge_attr, min(len(values), len(queries)))
+        sizes = (source.size(0), target.size(0))
+        edges, edge_attr, graph = self.looped(edge_index, edge_attr, sizes)
         score = (values * self.att_src).sum(-1).index_select(0, edges[0])
         score = score + (queries * self.att_dst).sum(-1).index_select(0, edges[1])
         if edge_attr is not None and self.lin_edge is not None:
@@ -88,35 +70,3 @@ class GATConv(MessagePassingTwin, gat_conv.GATConv):
         for term in (residual, self.bias):
             out = out if term is None else out + term
         return (out, (edges, parts[1])) if return_attention_weights else out
-
-    def _takes(self, x: Any, edges: Any, size: Any, wants_weights: Any) -> bool:
-        # first what small calls end with: the rest would be a share of their time
-        if not isinstance(edges, Tensor) or edges.dim() != 2 or self.small(edges):
-            return False
-        pair = (x, x) if isinstance(x, Tensor) else tuple(x)
-        if not all(isinstance(part, Tensor) and part.dim() == 2 for part in pair):
-            return False
-        if edges.layout != torch.strided:
-            return False
-        if size is not None or self.observed() or edges.is_floating_point() or edges.size(1) == 0:
-            return False
-        # PyG returns weights behind their dropout, the op before it
-        return not (wants_weights and self.training and self.dropout > 0)
-
-    def _edges(self, edge_index: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Graph]:
-        """The edges with self loops, where they are wanted, and their graph."""
-        given = edge_index.as_subclass(Tensor)
-        if not self.add_self_loops:
-            return given, self.graphs.graph(edge_index, sizes)
-
-        def make() -> tuple[Tensor, Graph]:
-            edges, _ = self._with_loops(given, None, min(sizes))
-            return edges, Graph.from_edge_index(edges, sizes)
-
-        source = self.graphs.source(edge_index, sizes)
-        looped: tuple[Tensor, Graph] = self.graphs.get((source,), ("loops", sizes), make)
-        return looped
-
-    def _with_loops(self, edges: Tensor, attr: Tensor | None, nodes: int) -> Any:
-        edges, attr = remove_self_loops(edges.as_subclass(Tensor), attr)
-        return add_self_loops(edges, attr, fill_value=self.fill_value, num_nodes=nodes)

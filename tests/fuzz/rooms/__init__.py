@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..draw import Draw
 from ..judge import Case
 from . import (
+    additive_attention,
     block_sparse_linear,
     graph,
     neighbor_sampling,
@@ -24,6 +25,7 @@ __all__ = ["ROOMS"]
 ROOMS: dict[str, tuple[Callable[[Draw], Case], ...]] = {
     module.__name__.rpartition(".")[2]: module.CASES
     for module in (
+        additive_attention,
         block_sparse_linear,
         graph,
         neighbor_sampling,
