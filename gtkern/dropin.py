@@ -32,6 +32,7 @@ _COPIES = {
 }
 """Layers that are published as code to copy, by the names of their classes in any module."""
 
+
 @dataclass(frozen=True)
 class Change:
     """What became of a layer.

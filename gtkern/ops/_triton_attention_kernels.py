@@ -28,7 +28,7 @@ from gtkern.ops._triton import (
 
 
 @triton.jit
-def _range(
+def row_range(
     slot, count, ptr_ptr, degree, heavy_ptr,
     H: tl.constexpr, ITEMS: tl.constexpr, HEAVY: tl.constexpr,
 ):  # fmt: skip
@@ -59,19 +59,19 @@ def _range(
 
 
 @triton.jit
-def _slots(first, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+def slots_of(first, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
     """The slot of each place of a tile of BLOCK_R rows; one entry serves all places of one row."""
     return first + (tl.arange(0, 1) if BLOCK_R == 1 else tl.arange(0, BLOCK_R * BLOCK_E) // BLOCK_E)
 
 
 @triton.jit
-def _sum_pairs(tile, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):
+def sum_pairs(tile, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):
     """Sum the places [R * E, H] of each row: [R, H]."""
     return tl.sum(tl.reshape(tile, [BLOCK_R, BLOCK_E, BLOCK_H]), 1)
 
 
 @triton.jit
-def _sum_heads(
+def sum_heads(
     tile, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Sum the places [R * E, H, D] of each row: [R, H, D]."""
@@ -95,8 +95,8 @@ def forward_kernel(
     The scores written here are not yet normalised.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
+    row, begin, end, heads = row_range(
+        slots_of(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -153,10 +153,10 @@ def forward_kernel(
         top = tl.maximum(top, log2_eps)
     stand = tl.where(top == float("-inf"), 0.0, top)
     fade = tl.reshape(tl.exp2(peak - stand[:, None, :]), [BLOCK_R * BLOCK_E, BLOCK_H])
-    total = _sum_pairs(total * fade, BLOCK_R, BLOCK_E, BLOCK_H)
-    out = _sum_heads(out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
+    total = sum_pairs(total * fade, BLOCK_R, BLOCK_E, BLOCK_H)
+    out = sum_heads(out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = row_range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
     if ITEMS:
         store_pairs(lse_ptr, slot, offs_h, mask_h, top, H)
@@ -170,7 +170,7 @@ def forward_kernel(
         store_pairs(lse_ptr, slot, offs_h, mask_h, lse, H)
     store_heads(out_ptr, slot, offs_h, offs_dv, mask_h, out / divisor[:, :, None], H, DV)
     if edge_query_ptr is not None:
-        edge_out = _sum_heads(edge_out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
+        edge_out = sum_heads(edge_out * fade[:, :, None], BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
         edge_out = edge_out / divisor[:, :, None]
         store_heads(edge_out_ptr, slot, offs_h, offs_de, mask_h, edge_out, H, DE)
 
@@ -238,8 +238,8 @@ def normalize_kernel(
 ):  # fmt: skip
     """Turn the scores of a row, or of a piece, into normalised ones, in place; 0 without edge."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
+    row, begin, end, heads = row_range(
+        slots_of(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -292,8 +292,8 @@ def score_delta_kernel(
 ):  # fmt: skip
     """The share of the returned scores in delta: Σ p grad_scores over a row, or over a piece."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
+    row, begin, end, heads = row_range(
+        slots_of(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -327,9 +327,9 @@ def score_delta_kernel(
         grad = load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
         extra += tl.exp2((score - lse) * LOG2E) * grad
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = row_range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
-    extra = _sum_pairs(extra, BLOCK_R, BLOCK_E, BLOCK_H)
+    extra = sum_pairs(extra, BLOCK_R, BLOCK_E, BLOCK_H)
     store_pairs(extra_ptr, slot, offs_h, mask_h, extra, H)
 
 
@@ -363,8 +363,8 @@ def destination_kernel(
         grad_bias_table = tl.zeros([BLOCK_T, BLOCK_R * BLOCK_E, BLOCK_H], tl.float32)
     program = tl.program_id(0).to(tl.int64)
     for first in range(program * BLOCK_R, count, tl.num_programs(0) * BLOCK_R):
-        row, begin, end, heads = _range(
-            _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
+        row, begin, end, heads = row_range(
+            slots_of(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
         )
         longest = tl.max(end - begin, 0)
         lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -450,13 +450,13 @@ def destination_kernel(
             if grad_bias_table_ptr is not None:
                 grad_bias_table += tl.where(of_type, grad_bias[None, :, :], 0.0)
         slot = first + tl.arange(0, BLOCK_R)
-        _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
+        _, _, _, heads = row_range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
         mask_h = offs_h[None, :] < heads[:, None]
         if grad_q_ptr is not None:
-            grad_q = _sum_heads(grad_q, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
+            grad_q = sum_heads(grad_q, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
             store_heads(grad_q_ptr, slot, offs_h, offs_d, mask_h, grad_q, H, D)
         if grad_edge_query_ptr is not None:
-            grad_edge_query = _sum_heads(grad_edge_query, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
+            grad_edge_query = sum_heads(grad_edge_query, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DE)
             store_heads(grad_edge_query_ptr, slot, offs_h, offs_de, mask_h, grad_edge_query, H, DE)
     block = (first_block + tl.program_id(0)).to(tl.int64) * T + types
     mask_t = (types < T)[:, None] & (offs_h < H)[None, :]
@@ -480,8 +480,8 @@ def source_kernel(
 ):  # fmt: skip
     """Gradients of the key and the value of a source, or of a piece of its edges (ITEMS)."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    row, begin, end, heads = _range(
-        _slots(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
+    row, begin, end, heads = row_range(
+        slots_of(first, BLOCK_R, BLOCK_E), count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY
     )
     longest = tl.max(end - begin, 0)
     lane = tl.arange(0, BLOCK_R * BLOCK_E) % BLOCK_E
@@ -537,11 +537,11 @@ def source_kernel(
             grad_product = scale * p * (grad_p - delta) * slope
             grad_k += grad_product[:, :, None] * scaled
     slot = first + tl.arange(0, BLOCK_R)
-    _, _, _, heads = _range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
+    _, _, _, heads = row_range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)
     mask_h = offs_h[None, :] < heads[:, None]
     if grad_k_ptr is not None:
-        grad_k = _sum_heads(grad_k, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
+        grad_k = sum_heads(grad_k, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_D)
         store_heads(grad_k_ptr, slot, offs_h, offs_d, mask_h, grad_k, H, D)
     if grad_v_ptr is not None:
-        grad_v = _sum_heads(grad_v, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
+        grad_v = sum_heads(grad_v, BLOCK_R, BLOCK_E, BLOCK_H, BLOCK_DV)
         store_heads(grad_v_ptr, slot, offs_h, offs_dv, mask_h, grad_v, H, DV)

@@ -49,7 +49,8 @@ class SelfLoopTwin(MessagePassingTwin):
         self, edge_index: Tensor, edge_attr: Tensor | None, sizes: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None, Graph]:
         """The edges with self loops, where they are wanted, their features and their graph."""
-        given = edge_index.as_subclass(Tensor)
+        plain = type(edge_index) is Tensor
+        given = edge_index if plain else edge_index.as_subclass(Tensor)
         if not self.add_self_loops:
             return given, edge_attr, self.graphs.graph(edge_index, sizes)
 

@@ -12,6 +12,7 @@ from gtkern.graph import Adjacency
 from gtkern.ops._triton import Tile, choose_tile
 from gtkern.ops._triton_attention_kernels import normalize_kernel
 from gtkern.ops.additive_attention.triton_kernels import (
+    NO_ROW_IS_HEAVY,
     additive_delta_kernel,
     additive_destination_kernel,
     additive_forward_kernel,
@@ -23,7 +24,6 @@ from gtkern.random import dropout_threshold
 _FORWARD_ELEMENTS, _BACKWARD_ELEMENTS = 16, 8
 """Of a tile [E, H, D] that a lane holds; backward has more such tiles."""
 _MOST_PARTIALS = 1024
-_NO_ROW_IS_HEAVY = 2**62
 
 
 def forward(inputs: Inputs, csr: Adjacency, options: Options, return_scores: bool) -> Forward:
@@ -37,16 +37,16 @@ def forward(inputs: Inputs, csr: Adjacency, options: Options, return_scores: boo
     tile = _tile(inputs, csr, _FORWARD_ELEMENTS)
     with torch.cuda.device_of(q):
         if num_dst:
-            additive_forward_kernel[num_dst, tile.groups](
-                *inputs, *_edges(csr), out, lse, scores if return_scores else None,
+            additive_forward_kernel[tile.programs(num_dst), tile.groups](
+                *inputs, *_edges(csr), out, lse, scores if return_scores else None, num_dst,
                 *_numbers(options), heads, width, DROPOUT=options.dropout > 0, **_blocks(tile),
             )  # fmt: skip
         if num_dst and return_scores:
             tile = _tile(inputs, csr, _FORWARD_ELEMENTS, width=1)
             normalize_kernel[tile.programs(num_dst), tile.groups](
                 csr.ptr, 0, *_edges(csr)[1:], csr.heavy, lse, scores, num_dst, heads,
-                ITEMS=False, HEAVY=_NO_ROW_IS_HEAVY, BLOCK_R=tile.block_r, BLOCK_E=tile.block_e,
-                BLOCK_H=tile.block_h, num_warps=tile.warps,
+                ITEMS=False, HEAVY=NO_ROW_IS_HEAVY.value, BLOCK_R=tile.block_r,
+                BLOCK_E=tile.block_e, BLOCK_H=tile.block_h, num_warps=tile.warps,
             )  # fmt: skip
     return Forward(out, lse, scores)
 
@@ -77,16 +77,16 @@ def backward(
             for result, tensor, needed in zip(gradients, inputs, needs, strict=True)
         )
     )
-    programs = min(num_dst, _MOST_PARTIALS)
+    tile = _tile(inputs, csr, _BACKWARD_ELEMENTS)
+    programs = min(tile.programs(num_dst), _MOST_PARTIALS)
     partials = q.new_empty(programs, heads, width, dtype=torch.float32)
     delta = torch.empty_like(lse)
     call = (*_numbers(options), heads, width)
     with torch.cuda.device_of(q):
         if num_dst:
-            tile = _tile(inputs, csr, _BACKWARD_ELEMENTS)
-            additive_delta_kernel[num_dst, tile.groups](
+            additive_delta_kernel[tile.programs(num_dst), tile.groups](
                 grad_out, grad_scores, q, inputs.k, inputs.attention, inputs.edge_attr,
-                *_edges(csr), out, lse, delta, options.negative_slope, heads, width,
+                *_edges(csr), out, lse, delta, num_dst, options.negative_slope, heads, width,
                 **_blocks(tile),
             )  # fmt: skip
             if needs.q or needs.attention or needs.edge_attr:
@@ -95,11 +95,12 @@ def backward(
                     wanted.q, partials, wanted.edge_attr,
                     num_dst, *call, DROPOUT=options.dropout > 0, **_blocks(tile),
                 )  # fmt: skip
-        if csc.ptr.numel() > 1 and (needs.k or needs.v):
+        num_src = csc.ptr.numel() - 1
+        if num_src > 0 and (needs.k or needs.v):
             tile = _tile(inputs, csc, _BACKWARD_ELEMENTS)
-            additive_source_kernel[csc.ptr.numel() - 1, tile.groups](
+            additive_source_kernel[tile.programs(num_src), tile.groups](
                 grad_out, grad_scores, *inputs, *_edges(csc), lse, delta, wanted.k, wanted.v,
-                *call, DROPOUT=options.dropout > 0, **_blocks(tile),
+                num_src, *call, DROPOUT=options.dropout > 0, **_blocks(tile),
             )  # fmt: skip
     if needs.attention:
         gradients.attention.copy_(partials.sum(0))
@@ -131,6 +132,7 @@ def _tile(inputs: Inputs, rows: Adjacency, lane_elements: int, width: int = 0) -
 
 def _blocks(tile: Tile) -> dict[str, Any]:
     return {
+        "BLOCK_R": tile.block_r,
         "BLOCK_E": tile.block_e,
         "BLOCK_H": tile.block_h,
         "BLOCK_D": tile.widths[0],
