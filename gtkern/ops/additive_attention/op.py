@@ -113,8 +113,11 @@ def _check_inputs(
     attention: Tensor,
     edge_attr: Tensor | None,
 ) -> None:
-    others = {"k": k, "v": v, "attention": attention, "edge_attr": edge_attr}
-    given = {name: tensor for name, tensor in others.items() if tensor is not None or name == "k"}
+    given = {"k": k, "attention": attention}
+    if v is not None:
+        given["v"] = v
+    if edge_attr is not None:
+        given["edge_attr"] = edge_attr
     for name, tensor in {"q": q, **given}.items():
         _check.floating(name, tensor)
     if not isinstance(graph, Graph):

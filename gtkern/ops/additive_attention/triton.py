@@ -71,11 +71,9 @@ def backward(
             for tensor, needed in zip(inputs, needs, strict=True)
         )
     )
-    wanted = Gradients(
-        *(
-            result if needed and tensor is not None else None
-            for result, tensor, needed in zip(gradients, inputs, needs, strict=True)
-        )
+    grad_q, grad_k, grad_v, _, grad_attr = (
+        result if needed and tensor is not None else None
+        for result, tensor, needed in zip(gradients, inputs, needs, strict=True)
     )
     tile = _tile(inputs, csr, _BACKWARD_ELEMENTS)
     programs = min(tile.programs(num_dst), _MOST_PARTIALS)
@@ -92,14 +90,14 @@ def backward(
             if needs.q or needs.attention or needs.edge_attr:
                 additive_destination_kernel[programs, tile.groups](
                     grad_out, grad_scores, *inputs, *_edges(csr), lse, delta,
-                    wanted.q, partials, wanted.edge_attr,
+                    grad_q, partials, grad_attr,
                     num_dst, *call, DROPOUT=options.dropout > 0, **_blocks(tile),
                 )  # fmt: skip
         num_src = csc.ptr.numel() - 1
         if num_src > 0 and (needs.k or needs.v):
             tile = _tile(inputs, csc, _BACKWARD_ELEMENTS)
             additive_source_kernel[tile.programs(num_src), tile.groups](
-                grad_out, grad_scores, *inputs, *_edges(csc), lse, delta, wanted.k, wanted.v,
+                grad_out, grad_scores, *inputs, *_edges(csc), lse, delta, grad_k, grad_v,
                 num_src, *call, DROPOUT=options.dropout > 0, **_blocks(tile),
             )  # fmt: skip
     if needs.attention:
