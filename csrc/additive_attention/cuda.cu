@@ -26,6 +26,8 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
+// that must fit on a multiprocessor: up to 128 registers for a thread, of which none is spilled
+constexpr int kBlocks = 4;
 // rows that go on at once where each leaves a partial sum
 constexpr int64_t kMostPartials = 1024;
 constexpr float kLog2E = 1.44269504088896341f;
@@ -194,7 +196,7 @@ __device__ __forceinline__ float keep_of(const Call<T>& in, const Seat& seat, co
 // One warp per destination and head: online softmax over its edges, the groups merged at the end.
 // It writes the row of out and of lse, and its edges' scores.
 template <typename T, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     forward_kernel(const __grid_constant__ Call<T> in, T* out, float* lse, float* scores) {
   const Seat seat = take_seat(in);
   const bool exists = seat.row < in.rows;
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kThreads)
   load<T, CHUNKS>(in.q + place * in.width, seat, in, exists, own);
   load<T, CHUNKS>(in.attention + int64_t{seat.head} * in.width, seat, in, true, attention);
   float peak = -kInfinity, total = 0.0f;
-#pragma unroll 2
+#pragma unroll 1
   for (int64_t step = begin; step < end; step += seat.slots) {
     const Edge edge = take_edge(in, step + seat.slot, end);
     const int64_t other = (edge.other * in.heads + seat.head) * in.width;
@@ -273,7 +275,7 @@ __device__ __forceinline__ float log2_of(float lse) {
 // One warp per head and every so manieth destination: writes the rows of delta and grad_q, their
 // edges' grad_attr, and the sum of their shares in the vector's gradient into its row of `partial`.
 template <typename T, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     destination_kernel(const __grid_constant__ Call<T> in, Given<T> given, const T* out,
                        float* delta, T* grad_q, T* grad_attr, float* partial, int64_t partials) {
   Seat seat = take_seat(in);
@@ -358,7 +360,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One warp per source and head: writes its rows of grad_k and grad_v; without a v, of their sum.
 template <typename T, int CHUNKS>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     source_kernel(const __grid_constant__ Call<T> in, Given<T> given, const float* delta, T* grad_k,
                   T* grad_v) {
   const Seat seat = take_seat(in);
