@@ -139,24 +139,30 @@ __device__ __forceinline__ void pipeline(int tiles, const Start& start, const Us
   }
 }
 
-// Writes `count` elements of a row, all COUNT of them at once with `together`.
-template <int COUNT, typename T>
-__device__ __forceinline__ void store_run(T* to, const float (&x)[COUNT], int count,
-                                          bool together) {
-  struct alignas(COUNT * sizeof(T)) Run {
-    T element[COUNT];
+// Writes one or two elements of a row; `together`: two, which lie at a multiple of their size.
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, const float (&x)[2], int count, bool together) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T element[2];
   };
-  Run run;
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) run.element[i] = from_float<T>(x[i]);
+  const Pair pair{{from_float<T>(x[0]), from_float<T>(x[1])}};
   if (together) {
-    *reinterpret_cast<Run*>(to) = run;
+    *reinterpret_cast<Pair*>(to) = pair;
     return;
   }
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) {
-    if (i < count) to[i] = run.element[i];
-  }
+  to[0] = pair.element[0];
+  if (count > 1) to[1] = pair.element[1];
+}
+
+// The part of a block's shared memory through which a warp's sums pass, once no warp needs the
+// tiles that lay there.
+template <typename Tile, typename Sums, typename T>
+__device__ __forceinline__ float* stage_of_warp(T* shared) {
+  static_assert(Tile::kThreads / kWarpSize * Sums::kStageFloats * sizeof(float) <=
+                Tile::kSharedBytes);
+  __syncthreads();
+  return reinterpret_cast<float*>(shared) +
+         static_cast<int>(threadIdx.x) / kWarpSize * Sums::kStageFloats;
 }
 
 template <typename T>
@@ -247,7 +253,8 @@ __global__ void __launch_bounds__(ProductTile<T, TURNED, BN>::kThreads,
   constexpr int kWarpsDown = kTileRows / kWarpRows;
   const int warp_row = thread / kWarpSize % kWarpsDown * kWarpRows;
   const int warp_column = thread / kWarpSize / kWarpsDown * Tile::kWarpColumns;
-  WarpTile<T, EXACT, kWarpRows, Tile::kWarpColumns> sums;
+  using Sums = WarpTile<T, EXACT, kWarpRows, Tile::kWarpColumns>;
+  Sums sums;
   pipeline((strip.places + kDepth<T> - 1) / kDepth<T>, start, [&](int tile) {
     const T* const a = shared + tile % kStages * Tile::kElements;
     sums.template add<kDepth<T>>(Operands{a}.below(warp_row),
@@ -255,22 +262,23 @@ __global__ void __launch_bounds__(ProductTile<T, TURNED, BN>::kThreads,
   });
 
   const bool pairs = p.out_width % 2 == 0 && p.size_n % 2 == 0;
-  sums.visit([&]<int COUNT>(int down, int right, float (&x)[COUNT]) {
+  sums.visit(stage_of_warp<Tile, Sums>(shared), [&](int down, int right, float (&x)[2]) {
     const int64_t row = first_row + warp_row + down;
     const int n = warp_column + right;
     const int64_t column = number * p.size_n + n;
     if (row >= p.x.count || n >= p.size_n || column >= p.out_width) return;
-    const int count =
-        pairs ? COUNT : min(COUNT, min(p.size_n - n, p.out_width - static_cast<int>(column)));
+    const int count = min(p.size_n - n, p.out_width - static_cast<int>(column));
     const int64_t at = row * p.out_width + column;
+    if constexpr (!TURNED) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      if (p.bias != nullptr && i < count) x[i] += to_float(p.bias[column + i]);
+      for (int i = 0; i < 2; ++i) {
+        if (p.bias != nullptr && i < count) x[i] += to_float(p.bias[column + i]);
+      }
+      if (p.kept != nullptr) store_pair(p.kept + at, x, count, pairs);
+      x[0] = activate(x[0], p.activation);
+      x[1] = activate(x[1], p.activation);
     }
-    if (p.kept != nullptr) store_run(p.kept + at, x, count, pairs);
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) x[i] = activate(x[i], p.activation);
-    store_run(p.out + at, x, count, pairs);
+    store_pair(p.out + at, x, count, pairs);
   });
 }
 
@@ -354,7 +362,8 @@ __global__ void __launch_bounds__(WeightTile<T, BI>::kThreads, 1)
 
   const int warp_row = thread / kWarpSize % Tile::kWarpsDown * Tile::kWarpRowsHere;
   const int warp_column = thread / kWarpSize / Tile::kWarpsDown * Tile::kWarpColumns;
-  WarpTile<T, EXACT, Tile::kWarpRowsHere, Tile::kWarpColumns> sums;
+  using Sums = WarpTile<T, EXACT, Tile::kWarpRowsHere, Tile::kWarpColumns>;
+  Sums sums;
   const int tiles = static_cast<int>((end_row - first_row + kDepth<T> - 1) / kDepth<T>);
   pipeline(tiles, start, [&](int tile) {
     const T* const a = shared + tile % kStages * Tile::kElements;
@@ -362,11 +371,11 @@ __global__ void __launch_bounds__(WeightTile<T, BI>::kThreads, 1)
                                  Operands{a + Tile::kElementsA}.below(warp_column));
   });
 
-  sums.visit([&]<int COUNT>(int down, int right, float (&x)[COUNT]) {
+  sums.visit(stage_of_warp<Tile, Sums>(shared), [&](int down, int right, float (&x)[2]) {
     const int n = warp_row + down, place_number = first_place + warp_column + right;
     if (n >= p.size_n) return;
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
+    for (int i = 0; i < 2; ++i) {
       if (place_number + i >= strip.places) break;
       const Strip::Place place = strip.place(place_number + i);
       // 0 where a block reaches past the matrix, also beside a NaN

@@ -99,31 +99,28 @@ class WarpTile {
     }
   }
 
-  // Calls f.operator()<COUNT>(row, column, sums) for every run of COUNT neighbouring sums of a row
-  // that this lane has; COUNT is 1 or 2, and columns of pairs are even.
+  // Floats of shared memory that visit() takes; the padding keeps the lanes' pairs in different
+  // banks.
+  static constexpr int kStageStride = WN + 8, kStageFloats = 16 * kStageStride;
+
+  // Calls f(row, column, pair) for every two neighbouring sums of a row, from an even column on.
+  // The sums pass through `stage`, memory of this warp alone: neighbouring lanes then hold
+  // neighbouring pairs, and the code of f does not stand once for every register.
   template <typename F>
-  __device__ __forceinline__ void visit(const F& f) {
+  __device__ __forceinline__ void visit(float* stage, const F& f) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    if constexpr (kHalf || !EXACT) {
+    constexpr int kPairs = WN / 2;
 #pragma unroll
-      for (int i = 0; i < WM / 16; ++i) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int j = 0; j < WN / 8; ++j) {
-            float pair[2] = {sums_.quads[i][j][2 * half], sums_.quads[i][j][2 * half + 1]};
-            f.template operator()<2>(i * 16 + half * 8 + lane / 4, j * 8 + lane % 4 * 2, pair);
-          }
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < WM / 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < WN / 8; ++j) {
-          float one[1] = {sums_.single[i][j]};
-          f.template operator()<1>(lane / 8 + 4 * i, lane % 8 + 8 * j, one);
-        }
+    for (int slice = 0; slice < WM / 16; ++slice) {
+      if (slice > 0) __syncwarp();
+      put(slice, stage);
+      __syncwarp();
+#pragma unroll 1
+      for (int i = lane; i < 16 * kPairs; i += kWarpSize) {
+        const int row = i / kPairs, column = i % kPairs * 2;
+        const float* const from = stage + row * kStageStride + column;
+        float pair[2] = {from[0], from[1]};
+        f(slice * 16 + row, column, pair);
       }
     }
   }
@@ -141,6 +138,30 @@ class WarpTile {
       x[1] = four.y;
       x[2] = four.z;
       x[3] = four.w;
+    }
+  }
+
+  // Writes the sums of 16 rows to `stage`.
+  __device__ __forceinline__ void put(int slice, float* stage) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    if constexpr (kHalf || !EXACT) {
+#pragma unroll
+      for (int j = 0; j < WN / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          stage[(lane / 4 + i / 2 * 8) * kStageStride + j * 8 + lane % 4 * 2 + i % 2] =
+              sums_.quads[slice][j][i];
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < WN / 8; ++j) {
+          stage[(lane / 8 + 4 * i) * kStageStride + lane % 8 + 8 * j] =
+              sums_.single[4 * slice + i][j];
+        }
+      }
     }
   }
 
