@@ -294,6 +294,35 @@ def test_gradients_of_more_than_two_to_the_31_elements(backend: str, device: tor
     assert not gradient[1:-1:61].any()
 
 
+@pytest.mark.parametrize("types", [1, 3])
+def test_how_rows_are_taken_does_not_change_them(types: int) -> None:
+    # the kernels take rows that no cache holds with all of their heads together
+    heads, width, nodes, rows = 4, 64, 12, 20_000
+    compact = random_graph("uniform", nodes, 150, num_edge_types=types, seed=0)
+    places = torch.arange(nodes) * (rows // nodes)
+    spread = Graph.from_edge_index(
+        places[compact.edge_index()], rows, edge_type=compact.edge_type()
+    )
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, nodes, heads, width, generator=generator)
+    factors = torch.rand(types, heads, width, generator=generator)
+
+    def proof(graph: Graph, at: Tensor) -> dict[str, Tensor]:
+        q, k, v, grad = (torch.zeros(graph.num_dst_nodes, heads, width) for _ in range(4))
+        for tensor, value in zip((q, k, v, grad), values, strict=True):
+            tensor[at] = value
+        key_scale = factors.clone()
+        leaves = [tensor.requires_grad_() for tensor in (q, k, v, key_scale)]
+        out = ops.sparse_attention(q, k, v, graph, key_scale=key_scale, backend="cpu")
+        *of_rows, of_factors = torch.autograd.grad(out, leaves, grad)
+        named = zip(("out", "q", "k", "v"), (out.detach(), *of_rows), strict=True)
+        return {name: tensor[at] for name, tensor in named} | {"key_scale": of_factors}
+
+    found, expected = proof(spread, places), proof(compact, torch.arange(nodes))
+    assert_within_budget(found.pop("key_scale"), expected.pop("key_scale").double())
+    assert_bit_equal(found, expected)
+
+
 def test_every_dtype_is_tried_where_it_is_fast() -> None:
     assert dtypes("cpu", SAMPLES[-1], CPU) == [
         torch.float64, torch.float32, torch.bfloat16, torch.float16,

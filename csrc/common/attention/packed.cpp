@@ -30,6 +30,8 @@ constexpr float kSafeScore = 80.f;
 constexpr std::int64_t kShortStretch = 16;
 // rows whose gathered pairs outgrow this are fetched ahead of their use
 constexpr std::int64_t kNearCacheBytes = std::int64_t{4} << 20;
+// and rows are taken with all of their groups together, when they outgrow this
+constexpr std::int64_t kLastCacheBytes = std::int64_t{32} << 20;
 
 struct Layout {
   const Kernels* kernels = nullptr;
@@ -277,10 +279,29 @@ const Kernels& kernels_for(const Layout& layout, const Inputs<T, float>& in, con
                                                   : Variant::kPlain);
 }
 
+std::int64_t gathered_bytes(const Layout& layout, std::int64_t rows) {
+  return 2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float));
+}
+
 std::int64_t fetched_edges(const Layout& layout, std::int64_t rows, std::int64_t edges) {
-  const std::int64_t bytes =
-      2 * rows * layout.row_floats() * static_cast<std::int64_t>(sizeof(float));
-  return bytes > kNearCacheBytes ? edges : 0;
+  return gathered_bytes(layout, rows) > kNearCacheBytes ? edges : 0;
+}
+
+// Calls f(first, last) for the rows begin .. end: for all of them, so that a group's rows stay in
+// the cache while the block is computed; or for runs with few edges where no cache holds a group:
+// the pages that the first group touches are then still known for the next ones.
+template <class F>
+void for_each_strip(const Layout& layout, std::int64_t gathered_rows, const Edges& edges,
+                    std::int64_t begin, std::int64_t end, const F& f) {
+  constexpr std::int64_t kStripEdges = 16;
+  if (layout.groups == 1 || gathered_bytes(layout, gathered_rows) <= kLastCacheBytes) {
+    return f(begin, end);
+  }
+  for (std::int64_t last; begin < end; begin = last) {
+    last = begin + 1;
+    while (last < end && edges.ptr[last + 1] - edges.ptr[begin] <= kStripEdges) ++last;
+    f(begin, last);
+  }
 }
 
 // Where sums go in the end; null: nowhere.
@@ -353,7 +374,10 @@ bool forward_packed(const Inputs<T, float>& in, const Results<T, float>& to) {
   for_each_block(blocks.count(), [&](std::int64_t block) {
     const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
     const SinkBuffer<T> out(layout, sink, in.heads, begin, end);
-    kernels.forward(p, begin, end, out.data());
+    for_each_strip(
+        layout, in.num_src, in.csr, begin, end, [&](std::int64_t first, std::int64_t last) {
+          kernels.forward(p, first, last, out.data() + (first - begin) * layout.row_floats());
+        });
     out.flush();
     for (std::int64_t row = begin; row < end; ++row) {
       for (int h = 0; h < in.heads; ++h) {
@@ -402,10 +426,14 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
     for_each_block(blocks.count(), [&](std::int64_t block) {
       const std::int64_t begin = blocks.begin(block), end = blocks.end(block);
       const SinkBuffer<T> first(layout, sink, in.heads, begin, end);
-      kernels.by_destination(p, begin, end, grad.q ? first.data() : nullptr,
-                             grad.key_table ? table_parts.data() + block * table_floats : nullptr,
-                             grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr,
-                             grad.bias_edge);
+      for_each_strip(
+          layout, in.num_src, in.csr, begin, end, [&](std::int64_t low, std::int64_t high) {
+            kernels.by_destination(
+                p, low, high, grad.q ? first.data() + (low - begin) * layout.row_floats() : nullptr,
+                grad.key_table ? table_parts.data() + block * table_floats : nullptr,
+                grad.bias_table ? bias_parts.data() + block * bias_floats : nullptr,
+                grad.bias_edge);
+          });
       first.flush();
     });
     // blocks do not depend on the thread count, so neither does the order of these sums
@@ -442,7 +470,11 @@ bool backward_packed(const Inputs<T, float>& in, const Backward<T, float>& grad)
     const std::int64_t begin = columns.begin(block), end = columns.end(block);
     const SinkBuffer<T> first(layout, key_sink, in.heads, begin, end);
     const SinkBuffer<T> second(layout, value_sink, in.heads, begin, end);
-    column_kernels.by_source(p, begin, end, first.data(), second.data());
+    for_each_strip(layout, in.num_dst, grad.csc, begin, end,
+                   [&](std::int64_t low, std::int64_t high) {
+                     const std::int64_t at = (low - begin) * layout.row_floats();
+                     column_kernels.by_source(p, low, high, first.data() + at, second.data() + at);
+                   });
     first.flush();
     second.flush();
   });

@@ -409,19 +409,15 @@ struct PackedKernels {
             for (std::int64_t at = from; at < stop; at += kChunk) {
               const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, keys, g, block));
-              });
-              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                float* place = ds_of + (block.at - at) * HG;
+                const F16 raw = scores_of(scaled, p, keys, g, block);
                 F16 into = products(grad, values, p.gather.stride, block);
                 if (p.dropout) into = simd::mul(into, keeps(p, g, block));
                 if (p.grad_scores) into = simd::add(into, by_edge(p, p.grad_scores, g, block));
-                const F16 raw = simd::load(place);
                 const F16 weight = simd::exp2(simd::sub(clamped(raw, clamp), lse));
                 F16 ds = simd::mul(weight, simd::sub(into, delta));
                 ds = simd::keep(simd::within(raw, clamp), simd::keep(block.live, ds));
                 ds_sum = simd::add(ds_sum, ds);
-                simd::store(place, ds);
+                simd::store(ds_of + (block.at - at) * HG, ds);
               });
               sums.add(scaled, ds_of, p, keys, at, static_cast<int>(end_of_chunk - at));
               for (std::int64_t e = at; kMixed && bias_table && e < end_of_chunk; ++e) {
@@ -482,9 +478,6 @@ struct PackedKernels {
               const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
               const int n = static_cast<int>(end_of_chunk - at);
               const std::int32_t* index = p.edges->index + at;
-              for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
-                simd::store(ds_of + (block.at - at) * HG, scores_of(scaled, p, queries, g, block));
-              });
               for (int e = 0; e < n; ++e) {
                 const float* pair = p.statistics + index[e] * statistics_stride + g * 2 * HG;
                 std::memcpy(lse + e * HG, pair, HG * sizeof(float));
@@ -492,8 +485,8 @@ struct PackedKernels {
               }
               for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                 const std::int64_t lane = (block.at - at) * HG;
+                const F16 raw = scores_of(scaled, p, queries, g, block);
                 F16 into = products(value, grads, p.gather.stride, block);
-                const F16 raw = simd::load(ds_of + lane);
                 const F16 weight =
                     simd::exp2(simd::sub(clamped(raw, clamp), simd::load(lse + lane)));
                 F16 kept = weight;
