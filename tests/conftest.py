@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# OpenMP reads this when torch is imported. Test processes share the cores, and a thread that spins
+# while it waits takes one from the thread it waits for: tests would take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Triton reads this when a kernel's module is imported: without a GPU its interpreter runs them
@@ -13,6 +17,7 @@ if not torch.cuda.is_available():
 
 import hypothesis
 import pytest
+from triton_interpreter import patch_language_once_per_launch
 
 from gtkern import _backends, _native
 
@@ -64,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     library = config.getoption("--emulated-library")
     if library:
         _native.load_emulated(library)
+    patch_language_once_per_launch()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
