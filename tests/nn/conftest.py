@@ -12,6 +12,7 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from gtkern.nn.dropin.encoder_layer import TransformerEncoderLayer
     from gtkern.nn.dropin.exphormer_attention import CopiedExphormerAttention
     from gtkern.nn.dropin.gat_conv import GATConv
+    from gtkern.nn.dropin.gatv2_conv import GATv2Conv
     from gtkern.nn.dropin.gps_conv import GPSConv
     from gtkern.nn.dropin.graphormer_attention import CopiedGraphormerAttention
     from gtkern.nn.dropin.message_passing import MessagePassingTwin
@@ -19,8 +20,9 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from gtkern.nn.dropin.topk_pooling import TopKPooling
 
     padded = (MultiheadAttention, TransformerEncoderLayer, CopiedGraphormerAttention)
-    on_edges = (MessagePassingTwin, APPNP, CopiedExphormerAttention)
+    on_edges = (MessagePassingTwin, GATv2Conv, APPNP, CopiedExphormerAttention)
     for twin in (GPSConv, TopKPooling, *on_edges, *padded):
         monkeypatch.setattr(twin, "fewest", 0)
     monkeypatch.setattr(GATConv, "fewest_new", 0)
+    monkeypatch.setattr(GATv2Conv, "narrow", 0)
     monkeypatch.setattr(CopiedGraphormerAttention, "fullest", 1.0)

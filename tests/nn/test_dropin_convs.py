@@ -16,7 +16,6 @@ from torch_geometric.utils import to_undirected
 import gtkern
 from gtkern import Graph
 from gtkern.nn.dropin.appnp import APPNP as APPNP_TWIN
-from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import LAWS, random_edges
 from tests.nn.twins import assert_same, results, twin_of
 
@@ -325,13 +324,29 @@ def test_small_calls_are_the_layers_own(name: str, monkeypatch: pytest.MonkeyPat
 
     for op in ("sparse_attention", "additive_attention"):
         monkeypatch.setattr(gtkern.ops, op, computed)
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32) + 1)
+    kind: Any = type(twin)
+    size = 90 * (2 * 4 + kind.overhead)
+    monkeypatch.setattr(kind, "fewest", size + 1)
     twin(x, EDGES)
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 90 * (2 * 4 + 32))
+    monkeypatch.setattr(kind, "fewest", size)
     with pytest.raises(AssertionError, match="computed"):
         twin(x, EDGES)
     (change,) = gtkern.accelerate(LAYERS[name]()).replaced
     assert "the old way in calls of fewer than 90 edges" in change.note
+
+
+def test_new_edges_of_few_channels_are_gatv2s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, x, calls = twin_of(LAYERS["gatv2"]()), torch.randn(20, WIDTH), []
+    attend = gtkern.ops.additive_attention
+    monkeypatch.setattr(
+        gtkern.ops,
+        "additive_attention",
+        lambda *given, **named: calls.append(1) or attend(*given, **named),
+    )
+    for narrow, expected in ((8, 1), (9, 1), (9, 2)):
+        monkeypatch.setattr(type(twin), "narrow", narrow)
+        twin(x, EDGES.clone() if narrow == 8 else EDGES)
+        assert len(calls) == expected
 
 
 def test_message_hooks_still_see_messages() -> None:

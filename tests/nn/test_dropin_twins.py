@@ -17,7 +17,6 @@ from torch_geometric.nn import GATv2Conv, GCNConv, TransformerConv
 import gtkern
 from gtkern import Graph
 from gtkern.nn.dropin.graphs import GraphCache
-from gtkern.nn.dropin.message_passing import MessagePassingTwin
 from gtkern.testing import random_edges
 from tests.nn.twins import is_twin
 
@@ -134,7 +133,7 @@ def test_a_twin_made_by_itself_has_the_layers_parameters() -> None:
 def test_a_twin_made_by_itself_knows_the_layers_own_way(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MessagePassingTwin, "fewest", 10**9)
+    monkeypatch.setattr(getattr(gtkern.nn, name), "fewest", 10**9)
     options = {"K": 2, "alpha": 0.1, "dropout": 0.5} if name == "APPNP" else {"heads": 2}
     sizes = () if name == "APPNP" else (4, 3)
     twin = getattr(gtkern.nn, name)(*sizes, **options)

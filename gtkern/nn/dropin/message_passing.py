@@ -21,12 +21,14 @@ class MessagePassingTwin(Twin):
     """A twin that computes messages, their weights and sums in one op.
 
     Attributes:
-        fewest: the size of the smallest call that attention is computed for, E (H C + 32): below
-            it, PyG's own forward was as fast or faster (`python -m bench.dropin --grid`).
+        overhead: what an edge costs PyG beside its channels, in channels.
+        fewest: the size of the smallest call that attention is computed for, E (H C + overhead):
+            below it, PyG's own forward was as fast or faster (`python -m bench.dropin --grid`).
         fewest_new: the same where the edges come for the first time and have to be grouped.
     """
 
     takes_graph = True
+    overhead: ClassVar[int] = 32
     fewest: ClassVar[int] = 1_000_000
     fewest_new: ClassVar[int] = 0
 
@@ -62,7 +64,7 @@ class MessagePassingTwin(Twin):
         if self.graphs.pinned is not None:
             return False
         count = edges.size(1) if edges.layout == torch.strided else edges._nnz()
-        size = count * (layer.heads * layer.out_channels + 32)
+        size = count * (layer.heads * layer.out_channels + self.overhead)
         if size < self.fewest:
             return True
         return size < self.fewest_new and not self.graphs.known(edges)

@@ -21,7 +21,7 @@ class SelfLoopTwin(MessagePassingTwin):
     def hand_over(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         settings: Any = layer
-        width = settings.heads * settings.out_channels + 32
+        width = settings.heads * settings.out_channels + cls.overhead
         return f"calls of fewer than {-(-cls.fewest // width):,} edges"
 
     @classmethod

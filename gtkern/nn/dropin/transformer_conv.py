@@ -36,7 +36,7 @@ class TransformerConv(MessagePassingTwin, transformer_conv.TransformerConv):
     def hand_over(cls, layer: nn.Module) -> str | None:
         """See Twin."""
         settings: Any = layer
-        width = settings.heads * settings.out_channels + 32
+        width = settings.heads * settings.out_channels + cls.overhead
         return f"calls of fewer than {-(-cls.fewest // width):,} edges"
 
     @classmethod
