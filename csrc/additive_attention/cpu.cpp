@@ -28,14 +28,19 @@ using torch::stable::Tensor;
 // gathered rows that outgrow this are fetched ahead of their use
 constexpr std::int64_t kNearCacheBytes = std::int64_t{1} << 20;
 
+// heads so wide that folding their scores one by one costs little are read where they lie
+constexpr int kWide = 64;
+
 // How rows [heads, width] lie in memory for the kernels.
 template <class A>
 struct Layout {
   int heads, width, heads_of_group = 1, groups, vectors;
+  bool whole;  // heads lie one by one, without padding: as the caller has them
   const Kernels<A>* kernels;
 
-  Layout(int heads_, int width_, bool edge_attr) : heads(heads_), width(width_) {
-    if (std::is_same_v<A, float>) {
+  Layout(int heads_, int width_, bool edge_attr)
+      : heads(heads_), width(width_), whole(width >= kWide && width % Lanes<A>::kCount == 0) {
+    if (std::is_same_v<A, float> && !whole) {
       while (heads_of_group < 8 && heads % (2 * heads_of_group) == 0) heads_of_group *= 2;
     }
     groups = heads / heads_of_group;
@@ -104,12 +109,19 @@ constexpr std::int64_t floats(std::int64_t count) {
   return count * static_cast<std::int64_t>(sizeof(A) / sizeof(float));
 }
 
-// A pair of arrays [rows, heads, width], or a single one that is both.
+// A pair of arrays [rows, heads, width], or a single one that is both; packed unless they lie as
+// the kernels need them.
 template <class T, class A>
 class PackedRows {
  public:
   PackedRows(const Layout<A>& layout, std::int64_t rows, const T* first, const T* second)
-      : memory_(floats<A>(rows * layout.row_size() * (second ? 2 : 1))) {
+      : memory_(in_place(layout) ? 0 : floats<A>(rows * layout.row_size() * (second ? 2 : 1))) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (in_place(layout)) {
+        rows_ = {first, second ? second : first, layout.row_size()};
+        return;
+      }
+    }
     A* const to = reinterpret_cast<A*>(memory_.data());
     rows_.stride = layout.row_size() * (second ? 2 : 1);
     rows_.first = to;
@@ -127,6 +139,8 @@ class PackedRows {
   const Rows<A>& rows() const { return rows_; }
 
  private:
+  static bool in_place(const Layout<A>& layout) { return std::is_same_v<T, A> && layout.whole; }
+
   Scratch memory_;
   Rows<A> rows_;
 };

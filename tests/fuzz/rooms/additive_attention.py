@@ -21,7 +21,8 @@ def case(draw: Draw) -> Case:
         "k": draw.floats(graph.num_src_nodes, heads, width, dtype=kind),
         "v": None,
         "graph": graph,
-        "attention": draw.floats(heads, width, dtype=kind),
+        # for scores of unit size, by which gradients that cancel grow
+        "attention": draw.floats(heads, width, dtype=kind) / width**0.5,
         "negative_slope": draw.one((0.2, 0.0, 1, -0.5)),
         "dropout": draw.one((0.0, 0.0, 0.5, 0.9)),
         "seed": draw.seed(),
