@@ -349,6 +349,22 @@ def test_new_edges_of_few_channels_are_gatv2s_own(monkeypatch: pytest.MonkeyPatc
         assert len(calls) == expected
 
 
+def test_features_of_few_channels_are_gatv2s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = twin_of(GATv2Conv(WIDTH, 4, heads=2, edge_dim=EDGE_WIDTH))
+    x, attr = torch.randn(20, WIDTH), torch.randn(90, EDGE_WIDTH)
+    expected = twin(x, EDGES, attr)
+
+    def computed(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(gtkern.ops, "additive_attention", computed)
+    monkeypatch.setattr(type(twin), "narrow", 9)
+    torch.testing.assert_close(twin(x, EDGES, attr), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(type(twin), "narrow", 8)
+    with pytest.raises(AssertionError, match="computed"):
+        twin(x, EDGES, attr)
+
+
 def test_message_hooks_still_see_messages() -> None:
     layer = TransformerConv(WIDTH, 4)
     gtkern.accelerate(layer)
