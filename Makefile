@@ -18,7 +18,7 @@ EMULATED := build/emulated/libgtkern_emulated.so
 SANITIZED := build/sanitized
 # The sanitizer must be loaded before Python, and the C++ library before it looks for exceptions.
 PRELOADED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0
+	ASAN_OPTIONS=detect_leaks=0:malloc_context_size=2
 # ninja counts jobs on its own, not by make's
 BUILD := MAKEFLAGS= $(BIN)/cmake --build
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -76,8 +76,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # A strict installation satisfies every other target too, so the order of calls does not matter.
 test:
-	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target STRICT=ON setup cuda emulated lint
-	@$(MAKE) --no-print-directory tests-emulated
+	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target STRICT=ON setup cuda emulated
+	@$(MAKE) --no-print-directory -j$(JOBS) --output-sync=target lint tests-emulated
 	@$(MAKE) --no-print-directory tests
 
 lint: setup

@@ -131,10 +131,17 @@ def compile_all(architecture: int) -> None:
     launch_attention(
         torch.bfloat16, heads=4, width=28, types=3, edge_width=0, hub=2000, clamp=5.0, scores=True
     )
-    launch_attention(
-        torch.float32, heads=2, width=28, types=3, edge_width=0, degree=5, clamp=8.0, scores=True
-    )
     if architecture == ARCHITECTURES[0]:
+        launch_attention(
+            torch.float32,
+            heads=2,
+            width=28,
+            types=3,
+            edge_width=0,
+            degree=5,
+            clamp=8.0,
+            scores=True,
+        )
         launch_block_sparse(torch.bfloat16, (128, 16))
         launch_block_sparse(torch.float32, (64, 64))
         launch_ragged(torch.bfloat16, 64, [500, 20, 300])

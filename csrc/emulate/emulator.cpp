@@ -18,7 +18,8 @@ namespace gtkern::emulate {
 namespace {
 
 constexpr int kWarpSize = 32;
-constexpr size_t kStackBytes = 256 * 1024;
+// the sanitizer clears what it knows of a whole stack at every switch
+constexpr size_t kStackBytes = 64 * 1024;
 constexpr size_t kSharedLimit = 227 * 1024;
 
 enum class State { kRunnable, kAtBlockBarrier, kAtWarpBarrier, kFinished };

@@ -128,7 +128,7 @@ def test_a_killed_process_ends_the_run_and_it_can_go_on(tmp_path: pathlib.Path) 
         *("-m", "gtkern", "train", "spexphormer", "--out", out, "--devices=cpu"),
         *("--dataset=power-law", "--set=power_law.nodes=400", "--set=power_law.features=4"),
         *("--set=power_law.mean_degree=4", "--set=expander.degree=2", "--set=phase2.width=8"),
-        *("--epochs=80,2", "--set=phase2.batch_size=100"),
+        *("--epochs=30,2", "--set=phase2.batch_size=100"),
     ]
     checkpoint = out / "checkpoints/phase1.ckpt"
     with torchrun(*arguments) as process:
@@ -143,7 +143,7 @@ def test_a_killed_process_ends_the_run_and_it_can_go_on(tmp_path: pathlib.Path) 
     assert not shown
     assert not (out / "summary.json").exists()
     epoch = torch.load(checkpoint, weights_only=False)["epoch"]
-    assert epoch < 79
+    assert epoch < 29
 
     with torchrun(*arguments, "--resume") as process:
         shown, errors = process.communicate(timeout=PATIENCE)
@@ -151,6 +151,6 @@ def test_a_killed_process_ends_the_run_and_it_can_go_on(tmp_path: pathlib.Path) 
     assert shown.count("everything is in") == 1
     summary = json.loads((out / "summary.json").read_text())
     assert summary["processes"] == 2
-    assert [phase["epochs"] for phase in summary["phases"]] == [80, 2]
+    assert [phase["epochs"] for phase in summary["phases"]] == [30, 2]
     rows = (out / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 1 + 82
+    assert len(rows) == 1 + 32
