@@ -210,6 +210,9 @@ def additive_destination_kernel(
             if grad_scores_ptr is not None:
                 grad_p += load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
             grad_score = tl.exp2((score - lse) * LOG2E) * (grad_p - delta)
+            # a dead place adds nothing, even if its row is not finite
+            grad_score = tl.where(mask_eh, grad_score, 0.0)
+            activated = tl.where(mask_eh[:, :, None], activated, 0.0)
             grad_attention += grad_score[:, :, None] * activated
             grad_x = grad_score[:, :, None] * attention * tl.where(x > 0, 1.0, slope)
             grad_q += grad_x
@@ -270,7 +273,7 @@ def additive_source_kernel(
             grad_p *= keep
         if grad_scores_ptr is not None:
             grad_p += load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
-        grad_score = p * (grad_p - delta)
+        grad_score = tl.where(mask_eh, p * (grad_p - delta), 0.0)
         grad_k += grad_score[:, :, None] * attention * tl.where(x > 0, 1.0, slope)
         grad_v += kept[:, :, None] * grad_out
     if v_ptr is None:
