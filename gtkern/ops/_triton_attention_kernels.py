@@ -417,7 +417,8 @@ def destination_kernel(
                 grad_p *= keep
             if grad_scores_ptr is not None:
                 grad_p += load_pairs(grad_scores_ptr, edge, offs_h, mask_eh, H)
-            grad_bias = p * (grad_p - delta) * slope
+            # a dead place adds nothing, even if its row is not finite
+            grad_bias = tl.where(mask_eh, p * (grad_p - delta) * slope, 0.0)
             grad_product = scale * grad_bias
             if grad_q_ptr is not None:
                 grad_q += grad_product[:, :, None] * scaled
@@ -444,7 +445,7 @@ def destination_kernel(
                 grad = scale_keys(
                     key, kind, edge, offs_h, offs_d, mask_eh, None, key_edge_ptr, H, D
                 )
-                grad *= query
+                grad = tl.where(mask_eh[:, :, None], grad * query, 0.0)
                 typed = tl.where(of_type, grad_product[None, :, :], 0.0)
                 grad_key_table += typed[:, :, :, None] * grad[None, :, :, :]
             if grad_bias_table_ptr is not None:
@@ -534,7 +535,7 @@ def source_kernel(
         if grad_v_ptr is not None:
             grad_v += kept[:, :, None] * grad_out
         if grad_k_ptr is not None:
-            grad_product = scale * p * (grad_p - delta) * slope
+            grad_product = tl.where(mask_eh, scale * p * (grad_p - delta) * slope, 0.0)
             grad_k += grad_product[:, :, None] * scaled
     slot = first + tl.arange(0, BLOCK_R)
     _, _, _, heads = row_range(slot, count, ptr_ptr, degree, heavy_ptr, H, ITEMS, HEAVY)

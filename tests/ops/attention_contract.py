@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
-from contract import RoomContract
+from contract import RoomContract, idle_nodes
 from hypothesis import strategies
-from room import Call, assert_all_within_budget, assert_bit_equal, fast, oracle, run
+from room import Call, Sample, assert_all_within_budget, assert_bit_equal, fast, oracle, run
+from torch import Tensor
 
 from gtkern.testing import assert_within_budget
 
@@ -37,6 +40,40 @@ class AttentionContract(RoomContract):
             assert_all_within_budget(found, expected, torch.float32, growth=growth)
 
         proof()
+
+    @pytest.mark.sizes("tiny")
+    def test_nodes_without_edges_reach_nothing_whatever_they_hold(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        """Such a node shares tiles with nodes that have edges; NaN times zero is no zero."""
+        call = sample.build().cast(torch.float32, device)
+        idle = idle_nodes(self.room, call)
+        if "prefix_k" in call.tensors:  # that every destination sees
+            del idle["dst"]
+        if not any(nodes.any() for nodes in idle.values()):
+            pytest.skip("every node has edges")
+
+        def held(tensor: Tensor, axis: str, value: float) -> Tensor:
+            if axis not in idle:
+                return tensor
+            rows = idle[axis].view(-1, *[1] * (tensor.dim() - 1))
+            return tensor.masked_fill(rows, value)
+
+        def results_with(value: float) -> dict[str, Tensor]:
+            def op(**arguments: Any) -> Any:
+                results = self.room.op(**arguments)
+                each = results if isinstance(results, tuple) else (results,)
+                for (_, axis), result in zip(self.room.results(call), each, strict=True):
+                    if result.requires_grad:
+                        result.register_hook(lambda grad, axis=axis: held(grad, axis, value))
+                return results
+
+            tensors = {
+                name: held(tensor, call.axes[name], value) for name, tensor in call.tensors.items()
+            }
+            return run(self.room, call._replace(tensors=tensors), backend, op=op)
+
+        assert_bit_equal(results_with(math.nan), results_with(1.0))
 
     def test_dropout_is_drawn_from_torchs_generator(
         self, backend: str, device: torch.device

@@ -326,12 +326,7 @@ class RoomContract(OpContract):
         self, backend: str, device: torch.device, sample: Sample
     ) -> None:
         call = sample.build().cast(torch.float32, device)
-        source, destination = self.room.edges(call.others)
-        counts = _counts(self.room, call)
-        idle = {
-            axis: torch.bincount(ends, minlength=counts[axis]) == 0
-            for axis, ends in (("src", source), ("dst", destination))
-        }
+        idle = idle_nodes(self.room, call)
         found = run(self.room, call, backend)
         axes = {name: axis for name, axis in self.room.results(call) if axis == "dst"}
         axes |= {f"grad of {name}": axis for name, axis in call.axes.items() if axis in idle}
@@ -399,6 +394,13 @@ def _label(value: Any) -> str:
 def _counts(room: Room, call: Call) -> dict[str, int]:
     """The number of sources and destinations."""
     return {call.axes[name]: value.size(0) for name, value in call.tensors.items()}
+
+
+def idle_nodes(room: Room, call: Call) -> dict[str, Tensor]:
+    """Which sources and which destinations have no edge: by axis, bool [N]."""
+    counts = _counts(room, call)
+    ends = zip(("src", "dst"), room.edges(call.others), strict=True)
+    return {axis: torch.bincount(nodes, minlength=counts[axis]) == 0 for axis, nodes in ends}
 
 
 def _orders(room: Room, call: Call, *, seed: int) -> dict[str, Tensor]:

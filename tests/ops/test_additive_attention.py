@@ -334,28 +334,6 @@ def test_rows_of_which_every_score_is_infinitely_low_give_zero(
     assert found["out"][1:].isfinite().all() and (found["out"][1] != 0).all()
 
 
-@everywhere(ROOM)
-def test_nodes_without_edges_reach_nothing_whatever_they_hold(
-    backend: str, device: torch.device
-) -> None:
-    """Node 3 has no edges, and shares a tile with nodes that have."""
-    graph = edge_list((0, 0), (1, 0), (1, 0), (2, 1), (0, 2), nodes=4)
-    call = make(graph, values=True, attr=True).cast(torch.float32, device)
-
-    def results_with(value: float) -> dict[str, Tensor]:
-        tensors = {name: tensor.clone() for name, tensor in call.tensors.items()}
-        for name in "qkv":
-            tensors[name][3] = value
-        leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-        out = ops.additive_attention(**leaves, **call.others, backend=backend)
-        grad = cotangent(out, 0)
-        grad[3] = value
-        found = torch.autograd.grad(out, list(leaves.values()), grad)
-        return {"out": out.detach(), **dict(zip(leaves, found, strict=True))}
-
-    assert_bit_equal(results_with(math.nan), results_with(1.0))
-
-
 @pytest.mark.large
 @everywhere(ROOM)
 def test_more_than_two_to_the_31_elements(backend: str, device: torch.device) -> None:

@@ -48,6 +48,7 @@ def forward(
         key = key * terms.key_table.to(work)[kind]
     if terms.key_edge is not None:
         key = key * by_place(terms.key_edge)
+    key = by_place(key)  # once more: the query of an empty place reaches no scale's gradient
     if released:
         mixed = key.reshape(num_dst, heads, degree, width)
         product = (q.to(work)[:, :, None, :] * mixed).sum(-1).transpose(1, 2)  # [N, K, H]
