@@ -37,6 +37,9 @@ class NativeBuild(build_ext):
     def run(self) -> None:
         """Build, or say why the package goes without native parts."""
         _require_torch()
+        if os.environ.get("GTKERN_NATIVE", "ON") == "OFF":
+            self.warn("GTKERN_NATIVE=OFF: gtkern goes without native kernels")
+            return
         cmake, compiler = _tool("cmake"), _compiler()
         if cmake is None or compiler is None:
             missing = "cmake (`pip install cmake ninja`)" if cmake is None else "C++ compiler"

@@ -92,6 +92,13 @@ def test_a_build_without_torch_says_in_one_line_what_to_add(
         assert "--no-build-isolation" in lines[0]
 
 
+def test_native_off_compiles_nothing(source: pathlib.Path) -> None:
+    done = run(sys.executable, "setup.py", "build_ext", cwd=source, GTKERN_NATIVE="OFF")
+    assert done.returncode == 0, done.stderr
+    assert "GTKERN_NATIVE=OFF: gtkern goes without native kernels" in done.stdout + done.stderr
+    assert not list(source.rglob("CMakeCache.txt"))
+
+
 def test_without_a_compiler_the_package_installs_and_runs_on_reference(
     source: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
