@@ -25,6 +25,8 @@ constexpr int kRowsOfWarp = 4;
 constexpr int kRowsOfBlock = kWarps * kRowsOfWarp;
 // rows with more edges come in pieces of at most so many: gtkern.graph.HEAVY_ROW_EDGES
 constexpr int64_t kHeavyRowEdges = 1024;
+// edges a lane adds up at a stretch: like terms, one after the other, are all rounded the same way
+constexpr int64_t kStretch = 32;
 
 // The rows of the matrix and the iterates, float [nodes, width]; width is a multiple of 4.
 struct Sweep {
@@ -64,15 +66,22 @@ __device__ __forceinline__ void sum_rows_of(const Sweep& in, int64_t begin, int6
                                             bool inside, float (&sum)[4]) {
   constexpr int kGroups = kWarpSize / LANES;
   const int group = static_cast<int>(threadIdx.x) % kWarpSize / LANES;
+#pragma unroll 1
+  for (int64_t first = begin; first < end; first += kStretch * kGroups) {
+    const int64_t last = min(first + kStretch * kGroups, end);
+    float part[4] = {};
 #pragma unroll 4
-  for (int64_t e = begin + group; e < end; e += kGroups) {
-    const int64_t row = in.index[e];
-    const float4 value = load4(in.now + row * in.width + column, inside);
-    const float w = WEIGHTED ? in.weight[e] : 1.0f;
-    sum[0] += w * value.x;
-    sum[1] += w * value.y;
-    sum[2] += w * value.z;
-    sum[3] += w * value.w;
+    for (int64_t e = first + group; e < last; e += kGroups) {
+      const int64_t row = in.index[e];
+      const float4 value = load4(in.now + row * in.width + column, inside);
+      const float w = WEIGHTED ? in.weight[e] : 1.0f;
+      part[0] += w * value.x;
+      part[1] += w * value.y;
+      part[2] += w * value.z;
+      part[3] += w * value.w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += part[i];
   }
 #pragma unroll
   for (int offset = kWarpSize / 2; offset >= LANES; offset /= 2) {

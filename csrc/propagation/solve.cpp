@@ -18,6 +18,9 @@ namespace {
 constexpr int kTileVectors = 2;
 // rows of one or two lines: far enough ahead that they come from memory in time
 constexpr std::int64_t kAhead = 24;
+// edges added up at a stretch: like terms, one after the other, are all rounded the same way, and
+// with a hub's thousands of them the residual would stay far above what tolerances ask for
+constexpr std::int64_t kStretch = 32;
 
 template <class T, class A, int W>
 class Tile {
@@ -151,8 +154,8 @@ class Tile {
       }
       for (std::int64_t i = blocks_.begin(block); i < blocks_.end(block); ++i) {
         const std::int64_t end = matrix_.ptr[i + 1];
-        V even[W], odd[W];
-        for (int w = 0; w < W; ++w) even[w] = odd[w] = L::zero();
+        V total[W], lost[W];
+        for (int w = 0; w < W; ++w) total[w] = lost[w] = L::zero();
         const auto add = [&](std::int64_t e, V(&sum)[W]) GTKERN_INLINE_LAMBDA {
           if (e < far) {
             const A* later = now + static_cast<std::int64_t>(index[e + kAhead]) * kWidth;
@@ -164,19 +167,26 @@ class Tile {
             sum[w] = WEIGHTED ? L::fma(L::splat(weight[e]), value, sum[w]) : L::add(sum[w], value);
           }
         };
-        std::int64_t e = matrix_.ptr[i];
-        for (; e + 1 < end; e += 2) {
-          add(e, even);
-          add(e + 1, odd);
+        for (std::int64_t e = matrix_.ptr[i]; e < end;) {
+          const std::int64_t stop = std::min(e + kStretch, end);
+          V even[W], odd[W];
+          for (int w = 0; w < W; ++w) even[w] = odd[w] = L::zero();
+          for (; e + 1 < stop; e += 2) {
+            add(e, even);
+            add(e + 1, odd);
+          }
+          if (e < stop) add(e++, even);
+          for (int w = 0; w < W; ++w) {
+            add_exactly(L::add(even[w], odd[w]), total[w], lost[w]);
+          }
         }
-        if (e < end) add(e, even);
         const V factor = L::splat(scaled ? matrix_.sum_factor[i] : matrix_.damping);
         const V own = L::splat(matrix_.own ? matrix_.own[i] : A(0));
         const V unit_of_row = L::splat(scaled ? matrix_.squared_unit[i] : A(1));
         for (int w = 0; w < W; ++w) {
           const std::int64_t at = i * kWidth + w * L::kCount;
           const V mine = L::load(now + at);
-          V moved = L::add(even[w], odd[w]);
+          V moved = L::add(total[w], lost[w]);
           if (scaled) moved = L::fma(own, mine, moved);
           moved = L::fma(factor, moved, L::load(source_ + at));
           if (TEST) {
@@ -196,6 +206,14 @@ class Tile {
         }
       }
     });
+  }
+
+  // Knuth's two-sum: what rounding takes from the total goes to `lost`.
+  static GTKERN_INLINE void add_exactly(V value, V& total, V& lost) {
+    const V sum = L::add(total, value), of_value = L::sub(sum, total);
+    const V of_total = L::sub(sum, of_value);
+    lost = L::add(lost, L::add(L::sub(total, of_total), L::sub(value, of_value)));
+    total = sum;
   }
 
   double residual() const {

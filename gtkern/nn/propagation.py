@@ -18,7 +18,7 @@ class Propagation(nn.Module):
     Args:
         alpha: in (0, 1); the share of X.
         steps: sweeps, untested; None: as many as `tol` takes.
-        tol: the largest relative residual of a column; None: 1e-6 without steps.
+        tol: the largest relative residual of a column; None: the op's default, without steps.
         method: "chebyshev" or "power"; see `gtkern.ops.propagate`.
 
     Reference: Gasteiger et al. 2019 (APPNP), eq. 4; Gu et al. 2020 (IGNN) for the gradient.

@@ -441,14 +441,14 @@ def test_what_backward_keeps_does_not_grow_with_sweeps(backend: str, device: tor
 
 @everywhere(ROOM)
 def test_reports_tell_what_forward_and_backward_took(backend: str, device: torch.device) -> None:
-    call = make("uniform", 40, 160, 4, alpha=0.1).cast(torch.float32, device)
+    call = make("uniform", 40, 160, 4, alpha=0.1, tol=1e-6).cast(torch.float32, device)
     x = call.tensors["x"].requires_grad_()
     z, report = propagate(x=x, **call.others, return_report=True, backend=backend)
     assert 5 < report.sweeps < 50 and 0 < report.residual <= 1e-6
     assert report.backward_sweeps is None and report.backward_residual is None
     z.square().sum().backward()
     assert 5 < report.backward_sweeps < 50 and 0 < report.backward_residual <= 1e-6
-    call.others["steps"] = 3
+    call.others.update(steps=3, tol=None)
     z, report = propagate(x=x, **call.others, return_report=True, backend=backend)
     z.sum().backward()
     assert report.sweeps == report.backward_sweeps == 3 and math.isnan(report.residual)
@@ -487,6 +487,36 @@ def test_chebyshev_saves_most_sweeps_where_the_power_iteration_is_slow(
         for method in ("chebyshev", "power")
     ]  # fmt: skip
     assert 3.9 * took[0] <= took[1]
+
+
+def star(leaves: int, device: torch.device) -> Graph:
+    """Node 0 and so many others, joined to it alone."""
+    leaf = torch.arange(1, leaves + 1)
+    ends = torch.stack((leaf, torch.zeros_like(leaf)))
+    return Graph.from_edge_index(torch.cat((ends, ends.flip(0)), dim=1), leaves + 1).to(device)
+
+
+@everywhere(ROOM)
+def test_a_hub_of_like_neighbors_is_summed_exactly(backend: str, device: torch.device) -> None:
+    """Term by term, like terms are all rounded the same way: 2e-5 here after four sweeps."""
+    graph = star(1_500, device)
+    x = torch.rand(1, 128, device=device).expand(graph.num_dst_nodes, -1)
+    options = {"graph": graph, "alpha": 0.1, "steps": 4, "method": "power"}
+    z = propagate(x=x, **options, backend=backend)
+    exact = propagate(x=x.double(), **options, backend="reference")
+    assert ((z - exact).abs() / exact).max() < 2e-6
+
+
+@everywhere(ROOM, only_fast=True)
+@pytest.mark.parametrize("leaves", [33, 20_000])
+def test_the_default_tolerance_is_reached_where_rounding_is_worst(
+    backend: str, device: torch.device, leaves: int
+) -> None:
+    graph = star(leaves, device)
+    x = torch.rand(1, 64, device=device).expand(graph.num_dst_nodes, -1)
+    for alpha in (0.05, 0.1, 0.5):
+        *_, report = propagate(x=x, graph=graph, alpha=alpha, return_report=True, backend=backend)
+        assert report.residual <= max(1e-6, 5e-7 / alpha)
 
 
 @everywhere(ROOM)
