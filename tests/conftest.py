@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "large: needs gigabytes of address space or memory",
+        "slow: takes a minute alone, and starts before all others",
         "sizes(*names): the sizes of sample that a claim of the contract is proved on",
         "interpreted(*names): the sizes on which an interpreter or emulator proves the claim",
         "once(*backends): backends that prove the claim on their first sample alone",
@@ -72,6 +73,11 @@ def pytest_configure(config: pytest.Config) -> None:
     patch_language_once_per_launch()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: the other workers would have to wait for one that starts last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -27,6 +27,7 @@ SPILLED_BYTES = 64
 """What a thread may spill: a few words outside the loops cost nothing that can be measured."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Path) -> None:
     reason = _backends.unavailable_reason("triton", torch.device("cuda"))
