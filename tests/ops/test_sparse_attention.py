@@ -243,6 +243,24 @@ def test_compiled_function_takes_new_sizes_without_recompiling(
     assert counter.frame_count == first
 
 
+@everywhere(ROOM, only_fast=True)
+def test_a_hub_of_like_neighbors_is_summed_well(backend: str, device: torch.device) -> None:
+    """Like terms, one after the other, are all rounded the same way; kernels do not add them so."""
+    if backend == "reference":
+        pytest.skip("torch adds up term by term: 3e-4")
+    leaf = torch.arange(1, 20_001)
+    hub = torch.zeros_like(leaf)
+    x, given = torch.zeros(20_001, 2, 28, device=device), torch.rand(2, 28, device=device)
+    v = given.expand_as(x).contiguous().requires_grad_()
+    into = Graph.from_edge_index(torch.stack((leaf, hub)), 20_001).to(device)
+    out = ops.sparse_attention(x, x, v, into, backend=backend)
+    assert ((out[0] - given) / given).abs().max() < 2e-5
+    out_of = Graph.from_edge_index(torch.stack((hub, leaf)), 20_001).to(device)
+    out = ops.sparse_attention(x, x, v, out_of, backend=backend)
+    (gradient,) = torch.autograd.grad(out, v, given.expand_as(out))
+    assert ((gradient[0] / 20_000 - given) / given).abs().max() < 2e-5
+
+
 @pytest.mark.large
 @everywhere(ROOM)
 def test_more_than_two_to_the_31_elements(backend: str, device: torch.device) -> None:

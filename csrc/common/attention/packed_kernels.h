@@ -219,17 +219,19 @@ struct PackedKernels {
     return simd::max_of(simd::sub(simd::zero(), clamp), simd::min_of(clamp, score));
   }
 
-  // sum += weight_e * row_e over n edges; `weights` is edge-major. `ahead`: as in Block.
+  // sum += weight_e * row_e over n edges, a chunk; `weights` is edge-major. `ahead`: as in Block.
+  // The chunk is added up apart: like terms, one after the other, are all rounded the same way, and
+  // a hub has thousands of them.
   static GTKERN_INLINE void add_rows(F16* sum, const float* weights, const float* base,
                                      std::int64_t stride, const std::int32_t* index, int n,
                                      const std::int32_t* ahead = nullptr) {
     // few vectors: two chains hide the latency of a multiply-add
     constexpr bool kTwo = NZ <= 4;
-    F16 odd[NZ];
+    F16 even[NZ], odd[NZ];
     int e = 0;
-    if constexpr (kTwo) {
 #pragma GCC unroll 16
-      for (int z = 0; z < NZ; ++z) odd[z] = simd::zero();
+    for (int z = 0; z < NZ; ++z) even[z] = odd[z] = simd::zero();
+    if constexpr (kTwo) {
       for (; e + 1 < n; e += 2) {
         if (ahead) {
           prefetch_row(base + ahead[e] * stride);
@@ -241,7 +243,7 @@ struct PackedKernels {
         const float* row1 = base + index[e + 1] * stride;
 #pragma GCC unroll 16
         for (int z = 0; z < NZ; ++z) {
-          sum[z] = simd::fma(w0, simd::load(row0 + 16 * z), sum[z]);
+          even[z] = simd::fma(w0, simd::load(row0 + 16 * z), even[z]);
           odd[z] = simd::fma(w1, simd::load(row1 + 16 * z), odd[z]);
         }
       }
@@ -251,11 +253,12 @@ struct PackedKernels {
       const F16 w = simd::repeat<HG>(weights + e * HG);
       const float* row = base + index[e] * stride;
 #pragma GCC unroll 16
-      for (int z = 0; z < NZ; ++z) sum[z] = simd::fma(w, simd::load(row + 16 * z), sum[z]);
+      for (int z = 0; z < NZ; ++z) even[z] = simd::fma(w, simd::load(row + 16 * z), even[z]);
     }
-    if constexpr (kTwo) {
 #pragma GCC unroll 16
-      for (int z = 0; z < NZ; ++z) sum[z] = simd::add(sum[z], odd[z]);
+    for (int z = 0; z < NZ; ++z) {
+      if constexpr (kTwo) even[z] = simd::add(even[z], odd[z]);
+      sum[z] = simd::add(sum[z], even[z]);
     }
   }
 
@@ -319,13 +322,15 @@ struct PackedKernels {
                          }
                          for (std::int64_t at = from; at < stop; at += kChunk) {
                            const std::int64_t end_of_chunk = std::min(at + kChunk, stop);
+                           F16 of_chunk = simd::zero();
                            for_each_edge_block(p, at, end_of_chunk, [&](const Block& block) {
                              const F16 score = clamped(scores_of(scaled, p, keys, g, block), clamp);
                              F16 weight = simd::keep(block.live, simd::exp2(simd::sub(score, top)));
-                             total = simd::add(total, weight);
+                             of_chunk = simd::add(of_chunk, weight);
                              if (p.dropout) weight = simd::mul(weight, keeps(p, g, block));
                              simd::store(weights + (block.at - at) * HG, weight);
                            });
+                           total = simd::add(total, of_chunk);
                            add_rows(sum, weights, values, p.gather.stride, p.edges->index + at,
                                     static_cast<int>(end_of_chunk - at), ahead_of(p, at));
                          }
