@@ -85,9 +85,11 @@ class GraphCache:
         What is made of a tensor pays for itself from the second call on; a small one that is new in
         each call had better be left to the layer.
         """
-        calls: list[None] = self.get((source,), "calls", list)
-        calls.append(None)
-        return len(calls) > 1
+        met: list[bool] = self.get((source,), "met", list)
+        if met:
+            return True
+        met.append(True)
+        return False
 
     def graph(self, edges: Any, num_nodes: tuple[int, int]) -> Graph:
         """The graph of an edge_index, a torch sparse matrix, or the pinned one.
