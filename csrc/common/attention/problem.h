@@ -8,6 +8,7 @@
 //   delta_i = sum p_e dP_e,  ds_e = p_e (dP_e - delta_i) / temperature where the clamp is open.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/attention/call.h"
@@ -27,8 +28,12 @@ struct Edges {
   int kind(std::int64_t position) const { return type ? type[position] : 0; }
 };
 
+// Edges of the longest stretch: what each leaves is added up apart, so that a hub's thousands of
+// like terms are not all rounded the same way, and keys that are read twice are still near.
+constexpr std::int64_t kLongestStretch = 1024;
+
 // Calls segment(row, from, stop, kind) for stretches of one edge type that cover rows begin .. end,
-// in order; with by_type off a row is one stretch of type 0.
+// in order; with by_type off all are of type 0.
 template <class Segment>
 inline void for_each_segment(const Edges& edges, bool by_type, std::int64_t begin, std::int64_t end,
                              const Segment& segment) {
@@ -36,11 +41,12 @@ inline void for_each_segment(const Edges& edges, bool by_type, std::int64_t begi
     std::int64_t from = edges.ptr[row];
     const std::int64_t row_end = edges.ptr[row + 1];
     while (from < row_end) {
-      std::int64_t stop = row_end;
+      const std::int64_t most = std::min(from + kLongestStretch, row_end);
+      std::int64_t stop = most;
       int kind = 0;
       if (by_type && edges.type) {
         kind = edges.type[from];
-        for (stop = from + 1; stop < row_end && edges.type[stop] == kind;) ++stop;
+        for (stop = from + 1; stop < most && edges.type[stop] == kind;) ++stop;
       }
       segment(row, from, stop, kind);
       from = stop;
