@@ -37,7 +37,10 @@ class NativeBuild(build_ext):
     def run(self) -> None:
         """Build, or say why the package goes without native parts."""
         _require_torch()
-        if os.environ.get("GTKERN_NATIVE", "ON") == "OFF":
+        native = os.environ.get("GTKERN_NATIVE", "ON")
+        if native not in ("ON", "OFF"):
+            raise SystemExit(f"GTKERN_NATIVE must be ON or OFF, got {native!r}")
+        if native == "OFF":
             self.warn("GTKERN_NATIVE=OFF: gtkern goes without native kernels")
             return
         cmake, compiler = _tool("cmake"), _compiler()

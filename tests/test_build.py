@@ -97,6 +97,9 @@ def test_native_off_compiles_nothing(source: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GTKERN_NATIVE=OFF: gtkern goes without native kernels" in done.stdout + done.stderr
     assert not list(source.rglob("CMakeCache.txt"))
+    refused = run(sys.executable, "setup.py", "build_ext", cwd=source, GTKERN_NATIVE="no")
+    assert refused.returncode != 0
+    assert "GTKERN_NATIVE must be ON or OFF, got 'no'" in refused.stderr
 
 
 def test_without_a_compiler_the_package_installs_and_runs_on_reference(
