@@ -186,7 +186,8 @@ class Tile {
         for (int w = 0; w < W; ++w) {
           const std::int64_t at = i * kWidth + w * L::kCount;
           const V mine = L::load(now + at);
-          V moved = L::add(total[w], lost[w]);
+          // of infinite sums nothing is lost, but inf - inf is NaN
+          V moved = L::add(total[w], lost[w] == lost[w] ? lost[w] : L::zero());
           if (scaled) moved = L::fma(own, mine, moved);
           moved = L::fma(factor, moved, L::load(source_ + at));
           if (TEST) {

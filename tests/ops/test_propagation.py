@@ -507,6 +507,17 @@ def test_a_hub_of_like_neighbors_is_summed_exactly(backend: str, device: torch.d
     assert ((z - exact).abs() / exact).max() < 2e-6
 
 
+@everywhere(ROOM)
+def test_an_infinity_reaches_its_neighbor_as_one(backend: str, device: torch.device) -> None:
+    graph = star(40, device)
+    x = torch.ones(41, 2, device=device)
+    x[5, 0] = math.inf
+    z = propagate(x=x, graph=graph, alpha=0.1, steps=1, method="power", backend=backend)
+    assert z[0, 0] == math.inf
+    z[[0, 5], 0] = 0
+    assert z.isfinite().all()
+
+
 @everywhere(ROOM, only_fast=True)
 @pytest.mark.parametrize("leaves", [33, 20_000])
 def test_the_default_tolerance_is_reached_where_rounding_is_worst(
