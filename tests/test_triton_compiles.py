@@ -25,6 +25,8 @@ from gtkern.ops._attention import Needs, Options, Terms
 ARCHITECTURES = (80, 90)
 SPILLED_BYTES = 64
 """What a thread may spill: a few words outside the loops cost nothing that can be measured."""
+ELSEWHERE = {80: {"merge_forward_kernel"}, 90: {"draw_kernel"}}
+"""Kernels that are compiled for the other architecture alone."""
 
 
 @pytest.mark.slow
@@ -78,7 +80,7 @@ def test_every_kernel_compiles_without_spilling(architecture: int, tmp_path: Pat
         "weight_kernel",
         "write_edges_kernel",
         "write_row_kernel",
-    }
+    } - ELSEWHERE[architecture]
 
 
 class _Driver:
@@ -118,21 +120,13 @@ def compile_all(architecture: int) -> None:
         return kernel
 
     JITFunction.run = compile_only
-    sample_neighbors(10, types=3)
+    # what an architecture decides is how products of tiles run; other kernels take one of the two
     if architecture == ARCHITECTURES[0]:
-        attend_additively(torch.bfloat16, heads=4, width=28, attr=True, dropout=0.2)
-    else:
-        attend_additively(torch.float32, heads=8, width=256, attr=False)
-    drop_tokens(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
-    propagate(torch.float32 if architecture == ARCHITECTURES[0] else torch.bfloat16)
-    if architecture == ARCHITECTURES[0]:
+        sample_neighbors(10, types=3)
         sample_neighbors(64, types=0, uniform=True)
-    else:
-        sample_neighbors(30, types=0, method="top")
-    launch_attention(
-        torch.bfloat16, heads=4, width=28, types=3, edge_width=0, hub=2000, clamp=5.0, scores=True
-    )
-    if architecture == ARCHITECTURES[0]:
+        attend_additively(torch.bfloat16, heads=4, width=28, attr=True, dropout=0.2)
+        drop_tokens(torch.float32)
+        propagate(torch.float32)
         launch_attention(
             torch.float32,
             heads=2,
@@ -149,6 +143,20 @@ def compile_all(architecture: int) -> None:
         launch_attention(torch.float32, heads=2, width=8, types=0, edge_width=0)
         launch_attention(torch.bfloat16, heads=1, width=128, types=0, edge_width=0, degree=10)
     else:
+        sample_neighbors(30, types=0, method="top")
+        attend_additively(torch.float32, heads=8, width=256, attr=False)
+        drop_tokens(torch.bfloat16)
+        propagate(torch.bfloat16)
+        launch_attention(
+            torch.bfloat16,
+            heads=4,
+            width=28,
+            types=3,
+            edge_width=0,
+            hub=2000,
+            clamp=5.0,
+            scores=True,
+        )
         launch_block_sparse(torch.bfloat16, (64, 64))
         launch_block_sparse(torch.float32, (128, 24), tf32=True)
         launch_ragged(torch.float32, 10, [26, 20, 31], dropout=0.1)

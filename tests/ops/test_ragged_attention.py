@@ -166,7 +166,7 @@ LONG = {
     "smaller_graphs_with_larger_blocks": functools.partial(make, (408, 409), heads=1, width=4),
     "without_pairs_of_heads": functools.partial(make, (520,), heads=1, width=16),
     "in_the_last_of_few_chunks": functools.partial(
-        make, (513, 20, 514, 7), heads=33, bias=(("int16", 32_767),)
+        make, (513, 20, 514, 7), heads=25, width=4, bias=(("int16", 32_767),)
     ),
 }
 """Batches with graphs that the CPU kernels cut by queries."""
