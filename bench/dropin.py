@@ -37,7 +37,7 @@ from bench.copied_layers import Exphormer, ExphormerAttention, GraphormerMultihe
 from bench.dropin_grid import LAYERS, show_grid
 from bench.harness import Clock, peak_memory, race, relative_error
 from bench.limits import Limits
-from bench.run import Record, conditions, save
+from bench.records import Record, conditions, save
 from gtkern.data import NodeData, load_graphs, load_published
 from gtkern.testing import random_edges
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LAWS", "SIZES", "BatchSpec", "GraphSpec", "edge_index"]
+__all__ = ["LAWS", "REAL", "SIZES", "BatchSpec", "GraphSpec", "edge_index"]
 
 LAWS = ("regular", "lognormal", "powerlaw", "hub")
 
@@ -104,6 +104,26 @@ class BatchSpec:
         if self.num_graphs == 1 and self.law.isdigit():
             return replace(self, law=str(max(2, int(int(self.law) * factor))))
         return replace(self, num_graphs=max(2, int(self.num_graphs * factor)))
+
+
+def _real(num_nodes: int, num_edges: int, law: str, skew: float, **more: Any) -> GraphSpec:
+    return GraphSpec(num_nodes, num_nodes, num_edges, law=law, skew=skew, **more)
+
+
+REAL = {
+    "cora": _real(2_708, 10_556, "lognormal", 0.8),
+    "pubmed": _real(19_717, 88_648, "lognormal", 1.1),
+    "arxiv": _real(169_343, 2_332_486, "powerlaw", 2.5),
+    "amazon0505": _real(410_236, 4_878_874, "lognormal", 0.8, locality=0.5),
+    "yelp": _real(716_847, 13_954_819, "lognormal", 1.2),
+    "reddit": _real(232_965, 114_615_892, "lognormal", 1.2, simple=False),
+    "products": _real(2_449_029, 123_718_280, "lognormal", 1.1, simple=False),
+    "github": _real(37_700, 578_006, "hub", 1),
+}
+"""Stand-ins by the name of the graph whose numbers of nodes and of directed edges they have. The
+laws are chosen so that the largest degree is of the right size too: github has one node of about
+10,000 edges, cora of less than 200. Where the ids of neighbours lie near each other is known of
+amazon0505 alone. In the two largest, edges may occur twice."""
 
 
 def edge_index(spec: GraphSpec) -> Tensor:

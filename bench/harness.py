@@ -32,6 +32,7 @@ __all__ = [
     "peak_memory",
     "race",
     "relative_error",
+    "replayed",
     "time_once_per_graph",
 ]
 
@@ -60,7 +61,13 @@ class Case:
         passes: "fwd" and "fwd+bwd", those that are measured.
         options: keyword arguments of the op, of both sides.
         goals: by pass: how many times as fast as the fastest of the room's goal_peers.
+        rivals: instead of the room's goal_peers.
+        bound_goals: by pass: the share of the room's bound to reach.
+        rate_goals: by pass: edges per second, in 10^6.
+        device: the type of the devices that it is for; "" for all.
+        published: figures of others, such as "F3S 0.681 ms on a GH200"; another machine's.
         quick: what --quick multiplies the numbers of nodes and edges with.
+        exact: values are those of `dtype`, and are held in float64.
     """
 
     name: str
@@ -70,7 +77,18 @@ class Case:
     passes: tuple[str, ...] = ("fwd", "fwd+bwd")
     options: Mapping[str, Any] = field(default_factory=dict)
     goals: Mapping[str, float] = field(default_factory=dict)
+    rivals: tuple[str, ...] = ()
+    bound_goals: Mapping[str, float] = field(default_factory=dict)
+    rate_goals: Mapping[str, float] = field(default_factory=dict)
+    device: str = ""
+    published: str = ""
     quick: float = 0.05
+    exact: bool = False
+
+    def hold(self, values: Tensor, device: torch.device | None = None) -> Tensor:
+        """`values` on the device, rounded to `dtype`, and in float64 where the case is exact."""
+        rounded = values.to(device, getattr(torch, self.dtype))
+        return rounded.double() if self.exact else rounded
 
     def describe(self) -> str:
         """The shape in one line."""
@@ -145,6 +163,9 @@ class Room:
         cost: (problem, pass) -> what a call must do.
         goal_peers: the names whose fastest one the goals speak of.
         same: results of two sides are numerically comparable.
+        bound: the limit of the machine that matters: "gather", "copy" or "matmul".
+        widens: the reference computes float64 from a case that is exact; else it is given the
+            case as it is, for what it draws depends on the dtype.
     """
 
     name: str
@@ -156,6 +177,8 @@ class Room:
     peers: Mapping[str, Peer]
     goal_peers: tuple[str, ...]
     same: bool = True
+    bound: str = "gather"
+    widens: bool = True
 
 
 @dataclass
@@ -203,6 +226,11 @@ class Clock:
     def cold(self) -> bool:
         """Whether caches are emptied before each timed call."""
         return self._scratch is not None
+
+    @property
+    def caches(self) -> str:
+        """ "warm" or "cold"."""
+        return "cold" if self.cold else "warm"
 
     def time(self, call: Call) -> float:
         """Seconds of one call."""
@@ -362,6 +390,29 @@ def gradient_call(
         return torch.autograd.grad(forward(), leaves, grad)
 
     return run
+
+
+def replayed(call: Call, device: torch.device) -> Call:
+    """The kernels of a call alone: a CUDA graph of it, which one launch replays.
+
+    Raises:
+        RuntimeError: it cannot be captured, as where it waits for the device.
+    """
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def time_once_per_graph(call: Call, device: torch.device) -> float:

@@ -18,7 +18,7 @@ _SOURCE = pathlib.Path(__file__).with_name("limits.c")
 _COPY_BYTES = 256 << 20
 _GATHER_BYTES = 512 << 20
 _GATHER_ROWS = (20_000, 8_000_000)
-_MATMUL_SIZE = 2048
+_MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 class Limits:
@@ -42,13 +42,18 @@ class Limits:
         target = torch.empty_like(source)
         return 2 * _COPY_BYTES / _fastest(lambda: target.copy_(source), self.device)
 
-    @functools.cached_property
-    def matmul(self) -> float:
-        """float32 operations per second of torch's product of two square matrices."""
-        matrix = torch.randn(_MATMUL_SIZE, _MATMUL_SIZE, device=self.device)
+    @functools.cache  # noqa: B019 - one object for each run
+    def matmul(self, dtype: str = "float32") -> float:
+        """Operations per second of torch's product of two square matrices.
+
+        Args:
+            dtype: name of a torch dtype.
+        """
+        size = _MATMUL_SIZE[self.device.type]
+        matrix = torch.randn(size, size, device=self.device).to(getattr(torch, dtype))
         out = torch.empty_like(matrix)
         call = functools.partial(torch.mm, matrix, matrix, out=out)
-        return 2.0 * _MATMUL_SIZE**3 / _fastest(call, self.device)
+        return 2.0 * size**3 / _fastest(call, self.device)
 
     @functools.cache  # noqa: B019 - one object for each run
     def gather(self, row_bytes: int, table_bytes: int) -> float:

@@ -27,7 +27,7 @@ from bench.graphs import SIZES, BatchSpec
 from bench.harness import Clock, peak_memory, race
 from bench.limits import Limits
 from bench.padded_graphormer import PaddedGraphormer, padded
-from bench.run import Record, conditions, save
+from bench.records import Record, conditions, save
 from gtkern import ops
 from gtkern.data import PackedGraphs
 from gtkern.models import Graphormer, GraphormerSettings, load_checkpoint

@@ -25,6 +25,8 @@ def test_case(
     passes: str,
     device: torch.device,
 ) -> None:
+    if case.device not in ("", device.type):
+        pytest.skip(f"is a case for {case.device}")
     problem = room.prepare(quick_case(case), device)
     call = room.own(problem, passes, chosen_backends(room, device, None)[0])
 

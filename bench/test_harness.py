@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 import pathlib
 import time
 
 import pytest
 import torch
 
-from bench import harness, plot, run
+from bench import harness, plot, records, run
 from bench.graphs import LAWS, GraphSpec, edge_index
 from bench.harness import Case, Clock, Cost, Peer, Problem, Room, Samples, Unsupported
 from bench.limits import Limits
-from bench.run import Record
+from bench.measure import exact_results, measure
+from bench.records import Record
 
 CPU = torch.device("cpu")
 
@@ -52,13 +54,13 @@ def _room() -> Room:
     )
 
 
-def _measure(room: Room) -> dict[str, Record]:
+def _measure(room: Room, exact: torch.Tensor | None = None) -> dict[str, Record]:
     problem = room.prepare(room.cases[0], CPU)
-    records = run.measure(
+    rows = measure(
         room, problem, "fwd", backends=["reference"], peers=list(room.peers), clock=Clock(CPU),
-        limits=Limits(CPU), budget_s=0.01,
+        limits=Limits(CPU), budget_s=0.01, exact=exact,
     )  # fmt: skip
-    return {record.side: record for record in records}
+    return {record.side: record for record in rows}
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -120,7 +122,7 @@ def test_limits_are_finite_and_small_tables_are_faster_than_large_ones() -> None
     if limits.copy != limits.copy:
         pytest.skip(str(limits.reason))
     assert limits.copy > 1e8
-    assert limits.matmul > 1e8
+    assert limits.matmul() > 1e8
     assert limits.gather(256, 1 << 18) > limits.gather(256, 256 << 20)
 
 
@@ -130,6 +132,26 @@ def test_sides_that_cannot_run_keep_a_row_that_says_why() -> None:
     assert records["broken"].note == "RuntimeError: out of order"
     assert "GiB of memory" in records["large"].note
     assert records["broken"].turns == 0
+
+
+def test_a_backend_that_is_wrong_is_not_timed() -> None:
+    room = _room()
+    exact = exact_results(room, room.cases[0], "fwd", CPU)
+    right = _measure(room, exact)["gtkern-reference"]
+    assert right.error == 0
+    assert right.turns > 0
+    wrong = _measure(room, exact * 1.1)
+    assert wrong["gtkern-reference"].note == "wrong by 9.1e-02, at most 1e-03 is allowed"
+    assert wrong["gtkern-reference"].turns == 0
+    assert wrong["sum"].turns > 0
+    assert math.isnan(wrong["sum"].ratio)
+
+
+def test_an_exact_case_holds_the_values_of_its_dtype_in_float64() -> None:
+    case = Case("one", GraphSpec(10, 10, 20), {}, dtype="bfloat16", exact=True)
+    held = case.hold(torch.tensor(math.pi))
+    assert held.dtype == torch.float64
+    assert held == torch.tensor(math.pi).bfloat16().double()
 
 
 def test_a_different_result_is_noted() -> None:
@@ -151,17 +173,46 @@ def test_a_second_run_replaces_its_own_rows_only(tmp_path: pathlib.Path) -> None
     path = tmp_path / "rows.csv"
     first = Record("room", "a", "", "fwd", "float32", "gtkern-cpu", ms=1.0)
     second = Record("room", "b", "", "fwd", "float32", "gtkern-cpu", ms=2.0)
-    run.save(path, [first, second])
+    records.save(path, [first, second])
     second.ms = 3.0
-    run.save(path, [second])
+    records.save(path, [second])
     with path.open(newline="") as file:
         assert [row["ms"] for row in csv.DictReader(file)] == ["1", "3"]
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_rows_of_the_same_conditions_are_finished(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rows.csv"
+    shared = {"device": "one", "threads": 2, "torch": "2", "commit": "abc"}
+    assert records.finished(path, shared) == set()
+    row = Record("room", "a", "", "fwd", "float32", "gtkern-cpu", ms=1.0)
+    for name, value in shared.items():
+        setattr(row, name, value)
+    records.save(path, [row])
+    assert records.finished(path, shared) == {row.key}
+    assert records.finished(path, {**shared, "commit": "abd"}) == set()
+    assert records.finished(path, {**shared, "commit": "abc-changed"}) == set()
+
+
+def test_a_run_stops_between_cases_and_says_what_is_left(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--quick", "--check", "--rooms", "neighbor_sampling", "--cases", "tolokers*", "--peers",
+        "none", "--budget", "0.01", "--caches", "both", "--out", str(tmp_path / "rows.csv"),
+    ]  # fmt: skip
+    assert run.main([*arguments, "--minutes", "1e-9"]) == run.UNFINISHED
+    assert "3 of 3 cases are left" in capsys.readouterr().out
+    assert run.main([*arguments, "--cases", "tolokers"]) == 0
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["side"] == "gtkern-cpu"]
+    assert [row["caches"] for row in rows] == ["warm", "cold"]
+    assert [row["error"] for row in rows] == ["0", "0"]
+
+
 def test_the_plot_is_written(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "rows.csv"
-    run.save(path, _measure(_room()).values())
+    records.save(path, _measure(_room()).values())
     plot.draw(path, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
 
@@ -176,6 +227,7 @@ def test_the_plot_is_written(tmp_path: pathlib.Path) -> None:
         (["--device", "mps"], "must be cpu or cuda, got 'mps'"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--budget", "0"], "--budget must be more than 0"),
+        (["--minutes", "0"], "--minutes must be more than 0"),
         (["--backends", "abacus", "--quick"], "no backend 'abacus'"),
         (["--out", "/dev/null/rows.csv"], "cannot write /dev/null/rows.csv"),
     ],

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bench.harness import Clock, peak_memory, race
 from bench.limits import Limits
-from bench.run import Record, conditions, save
+from bench.records import Record, conditions, save
 from gtkern.data import TextGraph, load_text_graph, undirected
 from gtkern.methods.leading import (
     LanguageModel,

@@ -28,7 +28,7 @@ from bench.harness import Clock, peak_memory, race
 from bench.limits import Limits
 from bench.models import some_graphs
 from bench.padded_graphormer import FullTokenGraphormer, PaddedGraphormer, padded
-from bench.run import Record, conditions, save
+from bench.records import Record, conditions, save
 from gtkern.data import PackedGraphs
 from gtkern.methods.deepgpt import PromptLibrary, PromptTuner, parameter_counts
 from gtkern.models import Graphormer, GraphormerSettings, load_checkpoint

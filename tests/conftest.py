@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "interpreted(*names): the sizes on which an interpreter or emulator proves the claim",
         "once(*backends): backends that prove the claim on their first sample alone",
         "kernels: the claim is about compiled backends, not the reference",
+        "gpu: the claim is about tensors on a GPU",
     ):
         config.addinivalue_line("markers", marker)
     required = _required(config)

@@ -56,10 +56,9 @@ class _Data:
 def _prepare(case: Case, device: torch.device) -> Problem:
     spec, sizes = case.graph, case.sizes
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return case.hold(torch.randn(*shape, generator=generator), device)
 
     heads, width = sizes["H"], sizes["D"]
     leaves = [random(spec.num_dst, heads, width), random(spec.num_src, heads, width)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,6 +42,14 @@ def _cases() -> Iterator[Case]:
     for activation in ("relu", "gelu"):
         yield _case(f"512-50%-4k-{activation}", FEW, 512, 50, options={"activation": activation})
     yield _case("256-to-1024-50%-4k", FEW, 256, 50, sizes={"C_out": 1024}, goals={})
+    for width in (1024, 2048, 4096):
+        for percent in (50, 25, 10):
+            for block in (64, 128):
+                yield _case(
+                    f"{width}-{percent}%-32k-bf16-blocks-of-{block}", MANY, width, percent,
+                    dtype="bfloat16", sizes={"block": block}, goals={"fwd": 1.3},
+                    rivals=("torch-bsr",), device="cuda",
+                )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,12 @@ class _Data:
 
 def _prepare(case: Case, device: torch.device) -> Problem:
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
     rows, c_in, c_out = case.graph.num_dst, case.sizes["C_in"], case.sizes["C_out"]
 
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+    def random(*shape: int, factor: float = 1.0) -> Tensor:
+        return case.hold(factor * torch.randn(*shape, generator=generator), device)
 
-    w = random(c_out, c_in) * c_in**-0.5
+    w = random(c_out, c_in, factor=c_in**-0.5)
     weight = BlockSparseMatrix.from_dense(w, case.sizes["block"], keep=case.sizes["percent"] / 100)
     dense = weight.to_dense().detach().requires_grad_()
     weight = weight.with_values(weight.values.detach().requires_grad_())
@@ -156,8 +164,64 @@ def _bsr(problem: Problem, passes: str) -> Call:
     data: _Data = problem.data
     if passes != "fwd":
         raise Unsupported("torch has no gradients for a BSR weight")
+    # read when torch's kernels are first asked for: their table of tuned sizes is an A100's
+    os.environ.setdefault("BSR_AUTOTUNE", "1")
     weight = data.weight.to_bsr()
     return _dense(problem, passes, lambda: _activated(problem, (weight @ data.x.T).T))
+
+
+def _needs_gpu(problem: Problem) -> None:
+    if problem.device.type != "cuda":
+        raise Unsupported("runs on GPUs alone")
+
+
+def _stk(problem: Problem, passes: str) -> Call:
+    """stk: a dense matrix times a block-sparse one of square blocks of 128."""
+    _needs_gpu(problem)
+    data: _Data = problem.data
+    block = problem.case.sizes["block"]
+    if block != 128 or data.x.element_size() != 2:
+        raise Unsupported("has blocks of 128 and 16-bit numbers alone")
+    try:
+        import stk
+    except ImportError as error:
+        raise Unsupported("stanford-stk is not installed") from error
+    weight = stk.ops.to_sparse(data.dense.detach().T.contiguous(), block)
+    values = weight.data.requires_grad_()
+
+    def forward() -> Tensor:
+        return _activated(problem, stk.ops.dds(data.x, weight))
+
+    call = gradient_call(forward, [*_leaves(data), values], data.grad, passes)
+    return call if passes == "fwd" else lambda: call()[:-1]
+
+
+def _blksprs(problem: Problem, passes: str) -> Call:
+    """blksprs: both factors as block-sparse matrices, the first with all of its blocks."""
+    _needs_gpu(problem)
+    data: _Data = problem.data
+    block = problem.case.sizes["block"]
+    if passes != "fwd":
+        raise Unsupported("is compared forward")
+    try:
+        import blksprs as bs
+    except ImportError as error:
+        raise Unsupported("blksprs is not installed") from error
+    dense = data.dense.detach().T.contiguous()[None]
+    rows, inner, outer = data.x.size(0), dense.size(1), dense.size(2)
+    kept = dense.view(1, inner // block, block, outer // block, block).ne(0).any(4).any(2)
+    full = [
+        torch.ones(1, rows // block, size // block, dtype=torch.bool, device=problem.device)
+        for size in (inner, outer)
+    ]
+    weight = bs.ops.to_sparse(dense, kept, block)
+    x = bs.ops.to_sparse(data.x.detach()[None], full[0], block)
+
+    def forward() -> Tensor:
+        product = bs.ops.matmul(x, full[0], weight, kept, full[1], block)
+        return _activated(problem, bs.ops.to_dense(product, full[1], block)[0])
+
+    return _dense(problem, passes, forward)
 
 
 ROOM = Room(
@@ -167,6 +231,13 @@ ROOM = Room(
     prepare=_prepare,
     own=_own,
     cost=_cost,
-    peers={"torch-matmul": Peer(_matmul), "onednn-linear": Peer(_mkldnn), "torch-bsr": Peer(_bsr)},
+    peers={
+        "torch-matmul": Peer(_matmul),
+        "onednn-linear": Peer(_mkldnn),
+        "torch-bsr": Peer(_bsr),
+        "stk": Peer(_stk, compiled=True),
+        "blksprs": Peer(_blksprs, compiled=True),
+    },
     goal_peers=("torch-matmul",),
+    bound="matmul",
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.graphs import GraphSpec, edge_index
+from bench.graphs import REAL, GraphSpec, edge_index
 from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
 from gtkern import Graph, peers
 from gtkern.ops.neighbor_sampling import SamplingTable, op, sample_neighbors, sampling_table
@@ -48,6 +48,19 @@ CASES = (
         passes=("fwd",),
         quick=0.002,
     ),
+    *(
+        Case(
+            f"{name}-gpu",
+            REAL[name],
+            {"K": 10},
+            passes=("fwd",),
+            options={"method": method},
+            rate_goals={"fwd": 100_000},
+            device="cuda",
+            quick=0.002,
+        )
+        for name, method in (("products", "weighted"), ("reddit", "weighted"))
+    ),
 )
 
 _Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,7 +98,12 @@ def _own(problem: Problem, passes: str, backend: str) -> Call:
     weight = {"weighted": data.table, "uniform": None}[method]
     if not problem.case.options.get("table", True):
         weight = data.weight
-    return lambda: sample_neighbors(data.graph, weight, k, seed=0, method=method, backend=backend)
+
+    def sample() -> list[Tensor]:
+        layers = sample_neighbors(data.graph, weight, k, seed=0, method=method, backend=backend)
+        return [layer.index for layer in layers]
+
+    return sample
 
 
 def _cost(problem: Problem, passes: str) -> Cost:
@@ -132,4 +150,5 @@ ROOM = Room(
     peers={"numpy-loop": Peer(_numpy_loop, numpy=True)},
     goal_peers=("numpy-loop",),
     same=False,
+    widens=False,
 )

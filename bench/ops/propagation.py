@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.graphs import GraphSpec, edge_index
+from bench.graphs import REAL, GraphSpec, edge_index
 from bench.harness import (
     Call,
     Case,
@@ -47,6 +47,12 @@ CASES = (
          quick=0.02),
     Case("solve-40", ARXIV, {"C": 40}, options=SOLVE, quick=0.02),
     Case("solve-128", ARXIV, {"C": 128}, options=SOLVE, quick=0.02),
+    *(
+        Case(f"{name}-128-gpu", REAL[name], {"C": 128}, options=SWEEPS, passes=("fwd",),
+             goals={"fwd": 1.15}, rivals=("torch-csr",), bound_goals={"fwd": 0.85},
+             device="cuda", quick=0.002)
+        for name in ("arxiv", "yelp", "products")
+    ),
 )  # fmt: skip
 
 
@@ -82,9 +88,9 @@ def _prepare(case: Case, device: torch.device) -> Problem:
 
     graph = make()
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
     x, grad = (
-        torch.randn(nodes, case.sizes["C"], generator=generator).to(device, dtype) for _ in range(2)
+        case.hold(torch.randn(nodes, case.sizes["C"], generator=generator), device)
+        for _ in range(2)
     )
     loops = torch.arange(nodes, device=device).expand(2, -1)
     source, destination = torch.cat((edges[:, edges[0] != edges[1]], loops), dim=1)
@@ -121,7 +127,8 @@ def _cost(problem: Problem, passes: str) -> Cost:
     data: _Data = problem.data
     nodes, channels = data.x.shape
     edges, size = data.graph.num_edges, 4
-    tile = min(channels, TILE_CHANNELS)
+    # on a CPU tiles of columns are solved one after the other
+    tile = min(channels, TILE_CHANNELS) if problem.device.type == "cpu" else channels
     count = data.products[passes]
     return Cost(
         count * edges * channels * size,

@@ -40,6 +40,14 @@ CASES = (
     Case("one-of-512", BatchSpec("512", 1), GPS, goals=LONG, quick=0.05),
     Case("one-of-1024", BatchSpec("1024", 1), {"H": 8, "D": 64}, goals=LONG, quick=0.05),
     Case("one-of-2048", BatchSpec("2048", 1), TRANS, goals=LONG, quick=0.05),
+    Case("molhiv-bias-bf16", BatchSpec("molhiv", 256), GRAPHORMER, dtype="bfloat16",
+         goals={"fwd+bwd": 8.0}, rivals=("padded-sdpa",), device="cuda", quick=0.1),
+    *(
+        Case(f"{32_768 // size}-of-{size}-bias-bf16", BatchSpec(str(size), 32_768 // size),
+             {"H": 16, "D": 64, "B": 40}, dtype="bfloat16", goals={"fwd": 0.8},
+             rivals=("torch-varlen",), device="cuda", quick=0.05)
+        for size in (512, 1024, 2048)
+    ),
 )  # fmt: skip
 
 
@@ -83,12 +91,11 @@ def _prepare(case: Case, device: torch.device) -> Problem:
     assert isinstance(case.graph, BatchSpec)
     sizes = torch.from_numpy(case.graph.sizes())
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
     ragged = Ragged.from_ptr(torch.cat((sizes.new_zeros(1), sizes.cumsum(0))))
     heads, width = case.sizes["H"], case.sizes["D"]
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return case.hold(torch.randn(*shape, generator=generator), device)
 
     nodes, most = ragged.num_nodes, ragged.max_nodes
     q, k, v, grad = (random(nodes, heads, width) for _ in range(4))
@@ -138,11 +145,12 @@ def _own(problem: Problem, passes: str, backend: str) -> Call:
 def _fill(layer: torch.nn.Module, problem: Problem) -> None:
     """The same weights for both sides of a race, in the order of torch.nn.MultiheadAttention."""
     generator = torch.Generator().manual_seed(2)
-    layer.to(problem.device, getattr(torch, problem.case.dtype))
+    case = problem.case
+    layer.to(problem.device, case.hold(torch.empty(0)).dtype)
     with torch.no_grad():
         for _, parameter in sorted(layer.named_parameters()):
             fresh = torch.randn(parameter.shape, generator=generator) * parameter.size(-1) ** -0.5
-            parameter.copy_(fresh)
+            parameter.copy_(case.hold(fresh))
 
 
 def _cost(problem: Problem, passes: str) -> Cost:
@@ -206,6 +214,31 @@ def _nested(problem: Problem, passes: str) -> Call:
     return gradient_call(forward, data.leaves, data.grad, passes)
 
 
+def _varlen(problem: Problem, passes: str) -> Call:
+    """torch's varlen_attn, which takes no bias: where the case has one, it does less, and its
+    result differs.
+    """
+    _no_layer(problem)
+    data: _Data = problem.data
+    if problem.device.type != "cuda" or data.q.element_size() != 2:
+        raise Unsupported("runs on GPUs, in 16 bits alone")
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        raise Unsupported("torch has no varlen_attn before 2.10") from error
+    ptr, most = data.ragged.ptr.int(), data.ragged.max_nodes
+
+    def forward() -> Tensor:
+        out: Tensor = varlen_attn(data.q, data.k, data.v, ptr, ptr, most, most)
+        return out
+
+    call = gradient_call(forward, [data.q, data.k, data.v], data.grad, passes)
+    if data.table is None or passes == "fwd":
+        return call
+    zeros = torch.zeros_like(data.table)
+    return lambda: (*call(), zeros)
+
+
 def _gps(problem: Problem, passes: str) -> Call:
     """What PyG's GPSConv does for attn_type="multihead"."""
     if not problem.case.options.get("layer"):
@@ -239,7 +272,9 @@ ROOM = Room(
     peers={
         "padded-sdpa": Peer(_padded),
         "nested-sdpa": Peer(_nested),
+        "torch-varlen": Peer(_varlen),
         "gpsconv-multihead": Peer(_gps),
     },
     goal_peers=("padded-sdpa", "gpsconv-multihead"),
+    bound="matmul",
 )

@@ -45,6 +45,19 @@ CASES = (
         goals={"fwd+bwd": 10},
         quick=0.02,
     ),
+    *(
+        Case(
+            f"{nodes:,}-{dtype}".replace(",", ""),
+            _nodes(nodes, nodes),
+            {"K": 12, "H": 4, "D": 32},
+            dtype=dtype,
+            goals={"fwd": 10, "fwd+bwd": 10},
+            bound_goals={"fwd": 0.75},
+            device="cuda",
+            quick=0.001,
+        )
+        for nodes, dtype in ((100_000, "float32"), (1_000_000, "float32"), (1_000_000, "bfloat16"))
+    ),
 )
 
 
@@ -78,10 +91,9 @@ class _Data:
 def _prepare(case: Case, device: torch.device) -> Problem:
     spec, sizes = case.graph, case.sizes
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return case.hold(torch.randn(*shape, generator=generator), device)
 
     heads, width = sizes["H"], sizes["D"]
     q, grad = (random(spec.num_dst, heads, width) for _ in range(2))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.graphs import GraphSpec, edge_index
+from bench.graphs import REAL, GraphSpec, edge_index
 from bench.harness import (
     Call,
     Case,
@@ -32,6 +32,45 @@ ARXIV = GraphSpec(169_000, 169_000, 2_400_000, law="powerlaw", skew=2.5)
 HUB = GraphSpec(100_000, 100_000, 1_000_000, law="hub", skew=8)
 EXPHORMER_EPS = 1e-6
 MOST_DENSE_NODES = 16_384
+MOST_FLEX_NODES = 65_536
+FLEX_BLOCK = 128
+
+PUBLISHED = {
+    "cora": (0.0193, 0.098, 0.054),
+    "pubmed": (0.0306, 0.121, 0.073),
+    "github": (0.672, 0.243, 2.66),
+    "amazon0505": (0.681, 0.948, 1.23),
+    "yelp": (2.90, 3.74, 6.77),
+    "reddit": (9.16, 13.5, 30.9),
+    "products": (25.3, 31.7, 44.2),
+}
+"""ms of Fused3S, FlashSparse and DF-GNN, kernels alone, of one head of width 128 in float16 forward
+on a GH200, as the authors of Fused3S (Li et al. 2025) published them, on the real graphs."""
+
+
+def _on_gpus() -> Iterator[Case]:
+    """The real graphs' shapes: turbo-gnn's grid, and the one that Fused3S is measured on."""
+    goals = {"fwd": 1.5, "fwd+bwd": 1.5}
+    for name, graph in REAL.items():
+        # below that, keys and values stay in the L2 cache
+        bounds = {"fwd": 0.85} if graph.num_src > 100_000 else {}
+        for dtype in ("float32", "bfloat16"):
+            yield Case(
+                f"{name}-{dtype}", graph, {"H": 4, "D": 64}, dtype=dtype, goals=goals,
+                rivals=("turbo-gnn",), bound_goals=bounds, device="cuda", quick=0.001,
+            )  # fmt: skip
+    for name, (fused, flash, dfgnn) in PUBLISHED.items():
+        yield Case(
+            f"{name}-one-head", REAL[name], {"H": 1, "D": 128}, dtype="float16", passes=("fwd",),
+            published=f"Fused3S {fused}, FlashSparse {flash}, DF-GNN {dfgnn} ms on a GH200",
+            device="cuda", quick=0.001,
+        )  # fmt: skip
+    # 2,304,000,000 numbers each
+    yield Case(
+        "beyond-2^31", GraphSpec(9_000_000, 9_000_000, 18_000_000, law="regular", simple=False),
+        {"H": 4, "D": 64}, dtype="bfloat16", device="cuda", quick=0.0001,
+    )  # fmt: skip
+
 
 CASES = (
     Case("photo", PHOTO, {"H": 2, "D": 28}, goals={"fwd+bwd": 40}),
@@ -47,6 +86,7 @@ CASES = (
     Case("arxiv-prefix", ARXIV, {"H": 4, "D": 64, "P": 20}, passes=("fwd+bwd",), quick=0.01),
     Case("hub", HUB, {"H": 4, "D": 16}, quick=0.2),
     Case("photo-bf16", PHOTO, {"H": 2, "D": 28}, dtype="bfloat16"),
+    *_on_gpus(),
 )
 
 
@@ -85,10 +125,9 @@ class _Data:
 def _prepare(case: Case, device: torch.device) -> Problem:
     spec, sizes = case.graph, case.sizes
     generator = torch.Generator().manual_seed(1)
-    dtype = getattr(torch, case.dtype)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return case.hold(torch.randn(*shape, generator=generator), device)
 
     heads, width = sizes["H"], sizes["D"]
     q, grad = random(spec.num_dst, heads, width), random(spec.num_dst, heads, width)
@@ -286,6 +325,72 @@ def _dense_memory(problem: Problem, passes: str) -> float:
     return 6.0 * problem.case.graph.num_src * problem.case.graph.num_dst
 
 
+def _flex(problem: Problem, passes: str) -> Call:
+    """torch's FlexAttention, compiled, over the blocks of 128 x 128 pairs that hold an edge."""
+    _check_no_prefix(problem)
+    data: _Data = problem.data
+    nodes, sources = data.q.size(0), data.k.size(0)
+    if problem.device.type != "cuda":
+        raise Unsupported("has no gradients on CPUs")
+    if max(nodes, sources) > MOST_FLEX_NODES:
+        raise Unsupported(f"its mask of more than {MOST_FLEX_NODES:,} nodes is too large")
+    if problem.case.options or data.key_scale is not None:
+        raise Unsupported("is compared without edge types, clamp and Exphormer normalisation")
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    joined = torch.zeros(nodes, sources, dtype=torch.bool, device=data.q.device)
+    joined[data.destination, data.source] = True
+    rows, columns = (-(-size // FLEX_BLOCK) for size in (nodes, sources))
+    used = torch.zeros(rows, columns, dtype=torch.int32, device=data.q.device)
+    used[data.destination // FLEX_BLOCK, data.source // FLEX_BLOCK] = 1
+    mask = BlockMask.from_kv_blocks(
+        used.sum(1, dtype=torch.int32)[None, None],
+        used.argsort(dim=1, descending=True, stable=True).int()[None, None],
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=lambda b, h, query, key: joined[query, key],
+        seq_lengths=(nodes, sources),
+    )
+    torch.compiler.reset()
+    attend = torch.compile(flex_attention, dynamic=False)
+
+    def forward() -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (data.q, data.k, data.v))
+        return attend(q, k, v, block_mask=mask)[0].transpose(0, 1)
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
+def _turbo(problem: Problem, passes: str) -> Call:
+    """turbo-gnn's fused attention of a graph transformer. Its rows of K belong to destinations, and
+    those of Q are gathered: what it calls K are the queries.
+    """
+    _check_no_prefix(problem)
+    data: _Data = problem.data
+    if problem.device.type != "cuda":
+        raise Unsupported("runs on GPUs alone")
+    if problem.case.options or data.key_scale is not None:
+        raise Unsupported("has no edge types, clamp or Exphormer normalisation")
+    if data.q.size(2) not in (32, 64, 128, 256):
+        raise Unsupported("has heads of 32, 64, 128 and 256 alone")
+    try:
+        from turbo_gnn import AdjacencyForwardBackwardWithNodeBuckets, graph_transformer_aggr
+    except ImportError as error:
+        raise Unsupported("turbo-gnn is not installed") from error
+    by_row, by_column = data.graph.csr, data.graph.csc
+    adjacency = AdjacencyForwardBackwardWithNodeBuckets.from_csr(
+        by_row.ptr, by_row.index, by_column.ptr, by_column.index, index_dtype=torch.int32
+    ).to(problem.device)
+    scale = data.q.size(-1) ** -0.5
+
+    def forward() -> Tensor:
+        out: Tensor = graph_transformer_aggr(
+            adjacency, data.q.flatten(1), Q=data.k, K=data.q, V=data.v, scale=scale
+        )
+        return out
+
+    return gradient_call(forward, data.leaves, data.grad, passes)
+
+
 def _virtual_sources(problem: Problem, passes: str) -> Call:
     """The prefix as an edit of the graph: further sources with an edge to every node; our op."""
     data: _Data = problem.data
@@ -320,6 +425,8 @@ ROOM = Room(
         "pyg-compiled": Peer(_compiled, _eager_memory, compiled=True),
         "torch-sparse": Peer(_sparse, _sparse_memory),
         "torch-dense": Peer(_dense, _dense_memory),
+        "torch-flex": Peer(_flex, compiled=True),
+        "turbo-gnn": Peer(_turbo),
         "virtual-sources": Peer(_virtual_sources),
     },
     goal_peers=("pyg-index", "pyg-index-select"),

@@ -35,6 +35,11 @@ CASES = (
     Case("scatter-64", BatchSpec("1000", 1000), {"C": 64}, options={"part": "scatter"}, quick=0.01),
     Case("scatter-256", BatchSpec("1000", 500), {"C": 256}, options={"part": "scatter"},
          quick=0.01),
+    *(
+        Case(f"{part}-256-bf16-large", BatchSpec("1000", 4000), {"C": 256}, dtype="bfloat16",
+             options={"part": part}, bound_goals={"fwd": 0.85}, device="cuda", quick=0.001)
+        for part in ("gather", "scatter")
+    ),
 )  # fmt: skip
 
 
@@ -66,9 +71,9 @@ def _prepare(case: Case, device: torch.device) -> Problem:
     # both ends anywhere in the graph
     share = torch.rand(2, graph.numel(), generator=generator)
     edges = ragged.ptr[graph] + (share * sizes[graph]).long()
-    ragged, score = ragged.to(device), score.to(device)
+    ragged, score = ragged.to(device), case.hold(score, device)
     selection = select_tokens(score, ragged, ratio=0.5)
-    data = _Data(ragged, x.to(device).requires_grad_(), score, edges.to(device), selection)
+    data = _Data(ragged, case.hold(x, device).requires_grad_(), score, edges.to(device), selection)
     return Problem(case, device, data)
 
 
@@ -164,4 +169,5 @@ ROOM = Room(
     peers={"pyg-topk-pooling": Peer(_pyg), "torch-index": Peer(_torch)},
     goal_peers=("pyg-topk-pooling",),
     same=False,
+    bound="copy",
 )

@@ -77,9 +77,12 @@ class OpContract:
         kernels_only = "kernels" in marks
         argnames = [name for name in ("backend", "device", "sample", "dtype") if name in names]
         once = marks.get("once", ())
+        on_gpus = "gpu" in marks
         rows, ids, tried = [], [], set()
         for row in self._rows(sizes, interpreted, kernels_only):
             pair = (row["backend"], row["device"])
+            if on_gpus and row["device"].type != "cuda":
+                continue
             if row["backend"] in once and pair in tried:
                 continue
             tried.add(pair)
@@ -231,6 +234,51 @@ class RoomContract(OpContract):
         compiled = torch.compile(self.room.op, fullgraph=True, dynamic=True)
         call = sample.build().cast(torch.float32, device)
         assert_bit_equal(run(self.room, call, backend, op=compiled), eager)
+
+    @pytest.mark.gpu
+    @pytest.mark.kernels
+    @pytest.mark.sizes("tiny")
+    def test_no_call_waits_for_the_device(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        if self.room.waits(call):
+            pytest.skip("waits, as its README says")
+        step, _ = _as_step(self.room, call, backend)
+        step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.gpu
+    @pytest.mark.kernels
+    @pytest.mark.sizes("tiny")
+    def test_a_cuda_graph_replays_it(
+        self, backend: str, device: torch.device, sample: Sample
+    ) -> None:
+        call = sample.build().cast(torch.float32, device)
+        if self.room.waits(call):
+            pytest.skip("waits, as its README says")
+        step, leaves = _as_step(self.room, call, backend)
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            step()
+        torch.cuda.current_stream(device).wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+        with torch.no_grad():
+            for leaf in leaves:
+                leaf.copy_(leaf.flip(0))
+        graph.replay()
+        expected = step()
+        names = [str(number) for number in range(len(expected))]
+        assert_bit_equal(
+            dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True))
+        )
 
     @pytest.mark.sizes("tiny")
     def test_gradients_do_not_depend_on_which_others_are_wanted(
@@ -428,6 +476,21 @@ def _as_function(
         return results if isinstance(results, tuple) else (results,)
 
     return function, leaves
+
+
+def _as_step(
+    room: Room, call: Call, backend: str
+) -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
+    """What gives results and gradients and touches nothing outside the device, and its leaves."""
+    function, leaves = _as_function(room, call, backend)
+    ones = [torch.ones_like(value) for value in function(*leaves)]
+
+    def step() -> list[Tensor]:
+        results = function(*leaves)
+        gradients = torch.autograd.grad(results, leaves, ones)
+        return [*(value.detach() for value in results), *gradients]
+
+    return step, leaves
 
 
 def _strided(value: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ class Room:
         backends: those the op has.
         bad: the wrong calls and their errors.
         saved_bytes: what backward may keep beyond inputs and results, for a call.
+        waits: whether a call must wait for the device, as its README says.
         orders: draws new numbers for sources and destinations that the structure can take, by axis;
             default: any.
     """
@@ -107,6 +108,7 @@ class Room:
     relabel: Callable[[Mapping[str, Any], Tensor, Tensor], dict[str, Any]]
     join: Callable[[list[Mapping[str, Any]]], dict[str, Any]]
     saved_bytes: Callable[[Call], int]
+    waits: Callable[[Call], bool] = lambda call: False
     orders: Callable[[Call, torch.Generator], dict[str, Tensor]] | None = None
     backends: tuple[str, ...] = _backends.BACKENDS
     bad: tuple[BadInput, ...] = ()

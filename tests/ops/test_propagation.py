@@ -270,6 +270,7 @@ ROOM = Room(
     relabel=relabel,
     join=join,
     saved_bytes=saved_bytes,
+    waits=lambda call: call.others.get("steps") is None,
     orders=orders,
     backends=BACKENDS,
     bad=BAD,
