@@ -10,13 +10,13 @@
 #include <limits>
 #include <memory>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "common/memory.h"
 #include "common/parallel.h"
 #include "common/philox.h"
 #include "common/simd.h"
+#include "sampled_attention/by_source.h"
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #define GTKERN_DIRECT_KERNELS
@@ -42,39 +42,6 @@ constexpr std::int64_t kMostPlaces = 16;
 // places from a prefetch to its use: by source, and, in whole rows, by destination
 constexpr int kAhead = 12;
 constexpr std::int64_t kFetched = 5;
-
-// The places of one source after those of another, each in the order of the places.
-struct Place {
-  std::int32_t row, number;
-};
-
-class BySource {
- public:
-  BySource(const Places& places, std::int64_t rows, std::int64_t sources) : ptr(sources + 1) {
-    const std::int64_t width = places.width, count = rows * width;
-    std::vector<std::int64_t> next(sources);
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (places.neighbor[i] >= 0) ++next[places.neighbor[i]];
-    }
-    std::int64_t total = 0;
-    for (std::int64_t j = 0; j < sources; ++j) {
-      ptr[j] = total;
-      total += std::exchange(next[j], total);
-    }
-    ptr[sources] = total;
-    place = std::make_unique_for_overwrite<Place[]>(total);
-    const std::int32_t* neighbor = places.neighbor;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t s = 0; s < width; ++s, ++neighbor) {
-        if (*neighbor < 0) continue;
-        place[next[*neighbor]++] = {static_cast<std::int32_t>(row), static_cast<std::int32_t>(s)};
-      }
-    }
-  }
-
-  std::vector<std::int64_t> ptr;
-  std::unique_ptr<Place[]> place;
-};
 
 // What a thread needs for one row of either pass. By edge; `key` and `value` by edge and part.
 template <class T>
