@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +127,7 @@ laws are chosen so that the largest degree is of the right size too: github has 
 amazon0505 alone. In the two largest, edges may occur twice."""
 
 
+@functools.lru_cache(maxsize=2)
 def edge_index(spec: GraphSpec) -> Tensor:
     """The edges of `spec` in random order: int64 [2, E]; row 0 the sources, row 1 the destinations.
 

@@ -38,9 +38,10 @@ class Limits:
         """Bytes read plus bytes written per second of a large copy."""
         if self.device.type == "cpu":
             return self._native("copy_bandwidth", _COPY_BYTES, self._threads(), 5)
-        source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=self.device)
+        size = 8 * _COPY_BYTES
+        source = torch.ones(size, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        return 2 * _COPY_BYTES / _fastest(lambda: target.copy_(source), self.device)
+        return 2 * size / _fastest(lambda: target.copy_(source), self.device)
 
     @functools.cache  # noqa: B019 - one object for each run
     def matmul(self, dtype: str = "float32") -> float:
@@ -114,8 +115,10 @@ class Limits:
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:
-    from bench.harness import Clock
+    from bench.harness import Clock, replayed
 
-    clock = Clock(device)
+    if device.type == "cuda":
+        call = replayed(call, device)
+    clock = Clock(device, queued=True)
     clock.time(call)
     return min(clock.time(call) for _ in range(7))

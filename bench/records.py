@@ -152,7 +152,8 @@ def conditions(device: torch.device, limits: Limits) -> dict[str, Any]:
     except ImportError:
         triton = ""
     changed = "-changed" if _git("status", "--porcelain", "--untracked-files=no") else ""
-    commit = _git("rev-parse", "--short", "HEAD")
+    # a copy without its history is told which it is
+    commit = os.environ.get("GTKERN_COMMIT") or _git("rev-parse", "--short", "HEAD")
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),

@@ -26,7 +26,7 @@ from bench import plot  # noqa: E402
 from bench.harness import Case, Clock, Room  # noqa: E402
 from bench.limits import Limits  # noqa: E402
 from bench.measure import exact_results, measure  # noqa: E402
-from bench.records import conditions, finished, save, slug, table  # noqa: E402
+from bench.records import Record, conditions, finished, save, slug, table  # noqa: E402
 
 __all__ = ["main", "room_names"]
 
@@ -94,8 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
-        "--budget", type=float, default=1.0, metavar="S", help="seconds of turns for each side (1)"
-    )
+        "--budget", type=float, metavar="S",
+        help="seconds of turns for each side (1; on GPUs 0.2)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="CSV", help="default: bench/results/<device>.csv"
     )
@@ -198,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rooms = [load_room(name) for name in _chosen_rooms(parser, options.rooms)]
     chosen = _chosen_cases(parser, rooms, options.cases, device)
     _check_peers(parser, rooms, options.peers)
+    if options.budget is None:
+        options.budget = 1.0 if device.type == "cpu" else 0.2
     if options.budget <= 0:
         parser.error(f"--budget must be more than 0 seconds, got {options.budget:g}")
     if options.minutes is not None and options.minutes <= 0:
@@ -261,16 +264,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not todo:
             continue
         sized = quick_case(case) if options.quick else case
-        exact = {
-            passes: exact_results(room, sized, passes, device) if check else None
-            for passes in dict.fromkeys(passes for passes, _ in todo)
-        }
-        problem = room.prepare(sized, device)
+        problem = exact = None
         for passes, clock in todo:
-            measured = measure(
-                room, problem, passes, backends=backends, peers=peers, clock=clock, limits=limits,
-                budget_s=options.budget, exact=exact[passes],
-            )  # fmt: skip
+            try:
+                if exact is None:
+                    wanted = dict.fromkeys(name for name, _ in todo) if check else {}
+                    exact = {name: exact_results(room, sized, name, device) for name in wanted}
+                    problem = room.prepare(sized, device)
+                measured = measure(
+                    room, problem, passes, backends=backends, peers=peers, clock=clock,
+                    limits=limits, budget_s=options.budget, exact=exact.get(passes),
+                )  # fmt: skip
+            except Exception as error:
+                if device.type == "cpu":
+                    raise
+                # on a GPU the rest of a record is worth more, unless the device is gone too
+                note = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                measured = [Record(room.name, case.name, case.describe(), passes, case.dtype, own,
+                                   caches=clock.caches, note=note)]  # fmt: skip
             for record in measured:
                 for name, value in shared.items():
                     setattr(record, name, value)
@@ -282,6 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             if path is not None:
                 save(path, measured)
+            if device.type == "cuda":
+                # an error of a kernel's would fail every case to come
+                torch.cuda.synchronize(device)
         del problem, exact
     if limits.reason is not None:
         console.print(f"Not measured: {limits.reason}.", highlight=False)

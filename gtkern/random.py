@@ -42,8 +42,13 @@ def philox(seed: int, counter: tuple[Tensor, Tensor | int, Tensor | int, Tensor 
         int64 [..., 4]: four independent words in [0, 2**32) for each counter.
     """
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
+    device = counter[0].device
     c0, c1, c2, c3 = torch.broadcast_tensors(
-        *(torch.as_tensor(word, device=counter[0].device) for word in counter)
+        *(
+            # a number is filled in, not copied: a copy would wait for a GPU
+            word if isinstance(word, Tensor) else torch.full((), word, device=device)
+            for word in counter
+        )
     )
     for _ in range(10):
         # int64 products wrap, and the bits that are kept do not depend on the sign

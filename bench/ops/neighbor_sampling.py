@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from bench.graphs import REAL, GraphSpec, edge_index
-from bench.harness import Call, Case, Cost, Peer, Problem, Room, time_once_per_graph
+from bench.harness import (
+    Call,
+    Case,
+    Cost,
+    Peer,
+    Problem,
+    Room,
+    Unsupported,
+    time_once_per_graph,
+)
 from gtkern import Graph, peers
 from gtkern.ops.neighbor_sampling import SamplingTable, op, sample_neighbors, sampling_table
 
@@ -62,6 +71,8 @@ CASES = (
         for name, method in (("products", "weighted"), ("reddit", "weighted"))
     ),
 )
+
+MOST_LOOP_EDGES = 60_000_000
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -122,6 +133,8 @@ def _numpy_loop(problem: Problem, passes: str) -> Call:
     """
     data: _Data = problem.data
     k = problem.case.sizes["K"]
+    if problem.case.graph.num_edges > MOST_LOOP_EDGES:
+        raise Unsupported(f"takes minutes beyond {MOST_LOOP_EDGES:,} edges")
     csr = data.graph.csr
     ptr: list[int] = csr.ptr.tolist()
     order = csr.edge_id.cpu() if csr.edge_id.numel() else torch.arange(data.graph.num_edges)

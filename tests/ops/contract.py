@@ -266,6 +266,12 @@ class RoomContract(OpContract):
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(beside):
             step()
+            # a failed capture would fail the tests after this one too
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream(device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -294,9 +294,6 @@ SELECT = Room(
     join=join_scores,
     # the places of the kept tokens, which the selection holds too, and k or a seed
     saved_bytes=lambda call: 12 * call.tensors["score"].numel() + 64,
-    waits=lambda call: any(
-        isinstance(call.others.get(name), Tensor) for name in ("always_keep", "k")
-    ),
     orders=same_nodes,
     backends=BACKENDS,
     bad=(

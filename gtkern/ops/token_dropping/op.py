@@ -192,8 +192,11 @@ def _select(
         host_kept_ptr = counts.kept_ptr(ptr, host_ptr, k, ratio, always_keep)
     if nan_row >= 0:
         raise ValueError(f"score must not hold NaN, got one at row {nan_row}")
-    # an output of its own, not host_kept_ptr again
-    kept_ptr = host_kept_ptr.to(ptr.device, copy=True)
+    # an output of its own, not host_kept_ptr again; from pinned memory nothing waits for a GPU
+    if ptr.device.type == "cuda":
+        kept_ptr = host_kept_ptr.pin_memory().to(ptr.device, non_blocking=True)
+    else:
+        kept_ptr = host_kept_ptr.clone()
     index, position = kernels.select(
         score, ptr, kept_ptr, int(host_kept_ptr[-1]), always_keep, _seed(seed)
     )
