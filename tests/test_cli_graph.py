@@ -82,7 +82,10 @@ def test_folds_and_seeds_end_in_a_table(
         (["--folds", "5", "--set", "fold=1"], "every fold is a run of its own here"),
         (["--seed", "-1"], "seed must be >= 0"),
         (["--resume"], "nothing to resume: runs/graphgps-synthetic/config.yaml is not there"),
-        (["--dataset", "bbbp"], "there are no settings of graphgps for 'bbbp': take --config FILE"),
+        (
+            ["--dataset", "bbbp"],
+            "there are no settings of graphgps for 'bbbp': name a file of them by --config",
+        ),
         (["--dataset", "nci2"], "there is no data set 'nci2'; the nearest is nci1"),
         (["--set", "split=scaffold"], "kind must be one of random for synthetic"),
     ],

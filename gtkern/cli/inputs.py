@@ -164,8 +164,8 @@ def _published_config(method: str, dataset: str) -> pathlib.Path:
 
         if "synthetic" in known and dataset in GRAPH_SETS:
             raise UserError(
-                f"there are no settings of {method} for {dataset!r}: take --config FILE with "
-                f"--dataset {dataset}; those with settings are {', '.join(known)}"
+                f"there are no settings of {method} for {dataset!r}: name a file of them by "
+                f"--config; the sets that have some are {', '.join(known)}"
             )
     check_known("data set", dataset, known)
     return folder / f"{dataset}.yaml"

@@ -256,6 +256,9 @@ def test_a_public_checkpoint_needs_its_sizes(tmp_path: pathlib.Path) -> None:
     assert (kpgt.node_features, kpgt.edge_features) == (137, 14)
     with pytest.raises(ValueError, match="that are 137 numbers, those of synthetic are cat"):
         kpgt.check(dataset())
+    (tmp_path / "trained").mkdir()
+    with pytest.raises(FileNotFoundError, match="no saved network in .*: a backbone must be"):
+        open_backbone(tmp_path / "trained")
     with pytest.raises(FileNotFoundError, match="there is no backbone"):
         open_backbone(tmp_path / "none")
 

@@ -109,6 +109,11 @@ def open_backbone(
 
 def _saved(path: pathlib.Path) -> Backbone:
     folder = path / "model" if (path / "model").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"there is no saved network in {path}: a backbone must be a folder that gtkern pretrain "
+            "or gtkern prune left, or its `model`"
+        )
     config = read_config(folder)
     model = config["model"].lower()
     settings = MODELS[model][1](**config["settings"])
