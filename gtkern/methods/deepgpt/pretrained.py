@@ -111,8 +111,8 @@ def _saved(path: pathlib.Path) -> Backbone:
     folder = path / "model" if (path / "model").is_dir() else path
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"there is no saved network in {path}: a backbone must be a folder that gtkern pretrain "
-            "or gtkern prune left, or its `model`"
+            f"there is no saved network in {path}: a backbone must be a folder that "
+            "gtkern pretrain or gtkern prune left, or its `model`"
         )
     config = read_config(folder)
     model = config["model"].lower()
