@@ -16,8 +16,12 @@ SCRIPT = pathlib.Path(__file__).with_name("out_of_memory.py")
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="it maps terabytes")
 def test_every_room_raises_where_memory_does_not_suffice() -> None:
-    # a fixed threshold: glibc would keep for later what it got once
-    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2"}
+    # fixed thresholds: glibc would keep for later what it got once
+    settings = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "OMP_NUM_THREADS": "2",
+    }
     ended = subprocess.run(
         [sys.executable, SCRIPT],
         env={**os.environ, **settings, "PYTHONPATH": str(SCRIPT.parents[1])},
