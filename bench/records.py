@@ -170,13 +170,13 @@ def conditions(device: torch.device, limits: Limits) -> dict[str, Any]:
 def finished(path: pathlib.Path, shared: dict[str, Any]) -> set[tuple[str, ...]]:
     """The keys of a file's rows that were measured under the same conditions.
 
-    Rows of a checkout with changes are never among them.
+    Rows of a checkout with changes, or of an unknown commit, are never among them.
 
     Args:
         path: of the CSV; it need not be there.
         shared: what `conditions` says of this run.
     """
-    if not path.exists() or shared["commit"].endswith("-changed"):
+    if not path.exists() or not shared["commit"] or shared["commit"].endswith("-changed"):
         return set()
     same = {name: str(shared[name]) for name in ("device", "threads", "torch", "commit")}
     with path.open(newline="") as file:

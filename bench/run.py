@@ -264,10 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not todo:
             continue
         sized = quick_case(case) if options.quick else case
-        problem = exact = None
+        problem, exact = None, {}
         for passes, clock in todo:
             try:
-                if exact is None:
+                if problem is None:
                     wanted = dict.fromkeys(name for name, _ in todo) if check else {}
                     exact = {name: exact_results(room, sized, name, device) for name in wanted}
                     problem = room.prepare(sized, device)
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for record in measured:
                 for name, value in shared.items():
                     setattr(record, name, value)
-            console.print(table(problem.case, passes, measured))
+            console.print(table(sized, passes, measured))
             failed += [
                 f"{record.room}/{record.case} {passes} {record.side}: {record.note}"
                 for record in measured

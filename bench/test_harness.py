@@ -192,6 +192,7 @@ def test_rows_of_the_same_conditions_are_finished(tmp_path: pathlib.Path) -> Non
     assert records.finished(path, shared) == {row.key}
     assert records.finished(path, {**shared, "commit": "abd"}) == set()
     assert records.finished(path, {**shared, "commit": "abc-changed"}) == set()
+    assert records.finished(path, {**shared, "commit": ""}) == set()
 
 
 def test_a_run_stops_between_cases_and_says_what_is_left(
