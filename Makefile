@@ -124,7 +124,7 @@ sanitized: setup
 	$(CMAKE) -B $(SANITIZED)/native -DGTKERN_CUDA=OFF -DGTKERN_SANITIZE=address,undefined > /dev/null
 	$(BUILD) $(SANITIZED)/native
 	rm -rf $(SANITIZED)/tree && mkdir $(SANITIZED)/tree
-	cp -r gtkern tests csrc pyproject.toml $(SANITIZED)/tree
+	cp -r gtkern tests bench csrc pyproject.toml $(SANITIZED)/tree
 	$(BIN)/cmake --install $(SANITIZED)/native --prefix $(SANITIZED)/tree/gtkern > /dev/null
 	cd $(SANITIZED)/tree && $(PRELOADED) OMP_NUM_THREADS=2 \
 		$(abspath $(BIN)/python) -m pytest -q -n $(JOBS) -m "not large" --require=cpu \

@@ -30,6 +30,7 @@ __all__ = [
     "Unsupported",
     "available_memory",
     "gradient_call",
+    "never_waiting",
     "peak_memory",
     "race",
     "relative_error",
@@ -397,9 +398,9 @@ def relative_error(result: Any, expected: Any) -> float:
             size += float(wide.square().sum())
             gap += float((mine.double() - wide).square().sum())
         ratio = math.sqrt(gap) / max(math.sqrt(size), 1e-30)
-        worst = max(worst, ratio) if ratio == ratio else ratio
-        if worst != worst:
-            return worst
+        if math.isnan(ratio):
+            return ratio
+        worst = max(worst, ratio)
     return worst
 
 
@@ -417,6 +418,16 @@ def gradient_call(
     return run
 
 
+@contextlib.contextmanager
+def never_waiting() -> Iterator[None]:
+    """Raise RuntimeError where something waits for a CUDA device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def replayed(call: Call, device: torch.device) -> Call:
     """The kernels of a call alone: a CUDA graph of it, which one launch replays.
 
@@ -429,11 +440,8 @@ def replayed(call: Call, device: torch.device) -> Call:
         for _ in range(2):
             call()
         # a capture that fails leaves torch's allocator and stream as they were inside it
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with never_waiting():
             call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream(device).wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -106,7 +106,7 @@ def measure(
             record.gather_limit_gb_s = limit / 1e9
             record.gather_fraction = cost.bytes / seconds / limit
             record.copy_fraction = cost.bytes / seconds / limits.copy
-            if cost.flops and case.dtype != "float64":
+            if room.bound == "matmul":
                 record.matmul_fraction = cost.flops / seconds / limits.matmul(case.dtype)
             record.bound, record.bound_goal = room.bound, case.bound_goals.get(passes, math.nan)
             record.rate_goal = case.rate_goals.get(passes, math.nan)

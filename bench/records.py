@@ -40,7 +40,8 @@ class Record:
         gather_limit_gb_s: what reading random rows of this size from a table of this size reaches.
         gather_fraction: gb_s over that limit.
         copy_fraction: gb_s over what a large copy reaches.
-        matmul_fraction: gflop_s over what torch's product of large matrices of `dtype` reaches.
+        matmul_fraction: gflop_s over what torch's product of large matrices of `dtype` reaches, in
+            rooms that it bounds.
         gflop_s: useful operations per second, in 10^9.
         medge_s: edges per second, in 10^6.
         peak_mib: allocated above the inputs, results included, in 2^20 bytes.

@@ -63,12 +63,11 @@ CASES = (
             REAL[name],
             {"K": 10},
             passes=("fwd",),
-            options={"method": method},
             rate_goals={"fwd": 100_000},
             device="cuda",
             quick=0.002,
         )
-        for name, method in (("products", "weighted"), ("reddit", "weighted"))
+        for name in ("products", "reddit")
     ),
 )
 

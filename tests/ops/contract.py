@@ -29,6 +29,8 @@ from room import (
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from bench.harness import never_waiting, replayed
+
 
 class _Capture(TorchFunctionMode):
     """Remembers the first call of one of gtkern's registered forward ops."""
@@ -246,11 +248,8 @@ class RoomContract(OpContract):
             pytest.skip("waits, as its README says")
         step, _ = _as_step(self.room, call, backend)
         step()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with never_waiting():
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     @pytest.mark.gpu
     @pytest.mark.kernels
@@ -262,25 +261,11 @@ class RoomContract(OpContract):
         if self.room.waits(call):
             pytest.skip("waits, as its README says")
         step, leaves = _as_step(self.room, call, backend)
-        beside = torch.cuda.Stream(device)
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            step()
-            # a failed capture would fail the tests after this one too
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                step()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.current_stream(device).wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = step()
+        replay = replayed(step, device)
         with torch.no_grad():
             for leaf in leaves:
                 leaf.copy_(leaf.flip(0))
-        graph.replay()
-        expected = step()
+        found, expected = replay(), step()
         names = [str(number) for number in range(len(expected))]
         assert_bit_equal(
             dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True))
