@@ -266,12 +266,12 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def table(summary: Summary) -> Table:
-    """The figures of a run, one row for each phase."""
+    """The figures of a run, one row for each phase; metrics are of its best epoch."""
     metric = next(iter(summary.test))
     title = f"{summary.method} on {summary.dataset}, seed {summary.seed}; val and test: {metric}"
     result = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     result.add_column("phase", no_wrap=True)
-    headings = ["weights", "epochs", "seconds", "s/epoch", "MiB", "val", "test"]
+    headings = ["weights", "epochs", "best", "seconds", "s/epoch", "MiB", "val", "test"]
     samples = any(phase.edges_kept < 1 for phase in summary.phases)
     if samples:
         headings.append("edges kept")
@@ -281,6 +281,7 @@ def table(summary: Summary) -> Table:
         cells = [
             f"{phase.parameters:,}",
             f"{phase.epochs}",
+            f"{phase.best_epoch}",
             f"{phase.seconds:.1f}",
             f"{phase.seconds_per_epoch:.3f}",
             f"{phase.peak_bytes / 2**20:,.0f}",
