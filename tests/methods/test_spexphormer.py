@@ -156,8 +156,11 @@ def test_scores_are_of_the_best_epoch_at_its_temperature(finished: pathlib.Path)
 
 def test_the_table_shows_the_summarys_figures(tmp_path: pathlib.Path) -> None:
     summary = run(tmp_path)
-    text = rendered(table(summary))
+    shown = table(summary)
+    text = rendered(shown)
     assert f"{summary.phases[1].test['roc_auc']:.4f}" in text
+    (best,) = (list(column.cells) for column in shown.columns if column.header == "best")
+    assert best == [str(phase.best_epoch) for phase in summary.phases]
     assert "edges kept" in text
 
 
